@@ -1,0 +1,69 @@
+"""Blocked layouts, and the choice among register tiles at run time.
+
+Sums live in blocks (lane, row, ...): `lane` runs over the units of a tile, `row` over its rows, both of constant extent,
+so that every sum has a constant address and LLVM keeps it in a register. This is where the split between algorithm and
+schedule leaks: tile sizes are part of a blocked layout's index expressions. They come from machine.py alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import halide as hl
+from machine import FEW, Machine, Tile
+from schedules import Schedule
+
+
+def blocks(extent: hl.Expr, size: int) -> hl.Expr:
+    """The number of blocks of `size` that cover `extent`."""
+    return (extent + (size - 1)) // size
+
+
+def inside(i: hl.Expr, extent: hl.Expr) -> hl.Expr:
+    """`i`, or the last index where a block reaches over the edge. Right for extent 0 too: nothing is read then, and the
+    promise keeps the bounds empty where a plain clamp would ask for index -1."""
+    return hl.unsafe_promise_clamped(hl.min(i, extent - 1), 0, extent - 1)
+
+
+def mostly_inside(i: hl.Expr, extent: hl.Expr) -> hl.Expr:
+    """As `inside`, and worth a loop of its own for the blocks that need no clamp: vectors are dense loads there."""
+    return inside(hl.likely(i), extent)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The blocked layout that a register tile and a vector width imply."""
+
+    name: str
+    lanes: int
+    tile: Tile
+
+    @property
+    def units(self) -> int:
+        """Units in a block."""
+        return self.lanes * self.tile.vectors
+
+
+def layouts(schedule: Schedule, width: hl.Expr, rows: hl.Expr) -> list[tuple[Layout, hl.Expr]]:
+    """The layouts that a schedule chooses among for width x rows sums, each with the condition under which it is used;
+    exactly one condition holds."""
+    tiles, lanes = schedule.tile, schedule.lanes
+    if isinstance(tiles, Tile):
+        return [(Layout("block", lanes, tiles), hl.cast(hl.UInt(1), 1))]
+    assert isinstance(tiles, Machine)
+    few = rows < FEW
+    conditions = {
+        "wide": ~few & (width > lanes),
+        "narrow": ~few & (width <= lanes),
+        "single": few & (width > 2 * lanes),
+        "single_narrow": few & (width <= 2 * lanes),
+    }
+    return [(Layout(name, lanes, getattr(tiles, name)), condition) for name, condition in conditions.items()]
+
+
+def only_if(condition: hl.Expr, name: str) -> hl.RVar:
+    """A loop of one iteration that runs if the condition holds. An update that mentions its variable (whose value is 0)
+    is skipped otherwise, and so is whatever is computed for that update alone."""
+    once = hl.RDom([(0, 1)], name)
+    once.where(condition)
+    return once[0]

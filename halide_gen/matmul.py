@@ -1,0 +1,184 @@
+"""Matrix products over whole sequences: packed weights, projections, and sums of outer products.
+
+All of them keep a register tile of sums (blocks.py) while the inner product runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import halide as hl
+from blocks import Layout, blocks, inside, layouts, mostly_inside, only_if
+from schedules import Schedule
+
+ROW_BLOCKS = 16  # row blocks that share a panel of weights in L2: 16 x 8 rows
+PIECE_ROWS = 2048  # rows of an outer-product sum whose 2048 x 32 panel, 256 KiB, stays in L2
+PIECE_BYTES = 1 << 26  # partial sums of all pieces together
+
+
+class Panel:
+    """A weight matrix packed for a layout: [lane, k, block], zero beyond the last unit, contiguous in reading order."""
+
+    def __init__(
+        self,
+        name: str,
+        weight: Callable[[hl.Expr, hl.Expr], hl.Expr],
+        width: hl.Expr,
+        layout: Layout,
+    ) -> None:
+        self.layout = layout
+        self.lane, self.k, self.block = hl.Var("lane"), hl.Var("k"), hl.Var("block")
+        unit = self.block * layout.units + self.lane
+        value = weight(self.k, mostly_inside(unit, width))
+        self.func = hl.Func(name)
+        self.func[self.lane, self.k, self.block] = hl.select(unit < width, value, hl.cast(value.type(), 0))
+
+    def __getitem__(self, index: tuple[hl.Expr, hl.Expr, hl.Expr]) -> hl.Expr:
+        return self.func[index]
+
+    def schedule(self) -> None:
+        self.func.compute_root().vectorize(self.lane, self.layout.lanes)
+
+
+Value = Callable[[hl.Expr, hl.Expr, hl.Expr], hl.Expr]  # (unit, row, step)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """start(unit, row, step) + sum_k weight(k, unit) factor(k, row, step), k < extent."""
+
+    start: Value
+    weight: Callable[[hl.Expr, hl.Expr], hl.Expr]
+    factor: Value
+    extent: hl.Expr
+
+
+class BlockedProjection:
+    """A projection in a blocked layout, a register tile at a time: [lane, row, block, batch, step]."""
+
+    def __init__(
+        self, name: str, p: Projection, width: hl.Expr, rows: hl.Expr, steps: hl.Expr, layout: Layout
+    ) -> None:
+        self.layout = layout
+        self.vars = tuple(hl.Var(v) for v in ("lane", "row", "block", "batch", "step"))
+        lane, row, block, batch, step = self.vars
+        n, t = inside(batch * layout.tile.rows + row, rows), inside(step, steps)
+        self.panel = Panel(f"{name}_panel", p.weight, width, layout)
+        self.k = hl.RDom([(0, p.extent)], f"{name}_k")[0]
+        self.func = hl.Func(name)
+        self.func[lane, row, block, batch, step] = p.start(mostly_inside(block * layout.units + lane, width), n, t)
+        self.func[lane, row, block, batch, step] += self.panel[lane, self.k, block] * p.factor(self.k, n, t)
+
+    def __getitem__(self, index: tuple[hl.Expr, ...]) -> hl.Expr:
+        return self.func[index]
+
+    def schedule(self, consumer: hl.Func, where: hl.Var) -> None:
+        """One tile at loop `where` of the consumer."""
+        lane, row, block, batch, step = self.vars
+        tile = self.layout.tile
+        self.panel.schedule()
+        self.func.compute_at(consumer, where)
+        for variable, extent in ((lane, self.layout.units), (row, tile.rows), (step, tile.steps)):
+            self.func.bound_extent(variable, extent)
+        for stage in (self.func, self.func.update()):
+            stage.vectorize(lane, self.layout.lanes).unroll(lane).unroll(row).unroll(step)
+        self.func.update().reorder(lane, row, step, self.k, block, batch)
+
+
+def project(
+    out: hl.Func, name: str, p: Projection, width: hl.Expr, rows: hl.Expr, steps: hl.Expr, schedule: Schedule
+) -> None:
+    """out[unit, row, step] = the projection p, for every step of a sequence."""
+    j, n, t = (hl.Var(v) for v in ("j", "n", "t"))
+
+    # ---- algorithm
+    out[j, n, t] = hl.undef(p.start(j, n, t).type())
+    made = []
+    for layout, condition in layouts(schedule, width, rows):
+        blocked = BlockedProjection(f"{name}_{layout.name}", p, width, rows, steps, layout)
+        once = only_if(condition, f"{name}_if_{layout.name}")
+        units, size = layout.units, layout.tile.rows
+        out[j, n, t] = blocked[j % units, n % size, j // units, n // size, t + once]
+        made.append((blocked, once))
+
+    # ---- schedule
+    for i, (blocked, once) in enumerate(made):
+        layout = blocked.layout
+        jo, ji, no, ni, to, ti, chunk, tile = (
+            hl.Var(f"{v}_{layout.name}") for v in ("jo", "ji", "no", "ni", "to", "ti", "chunk", "tile")
+        )
+        guard = hl.TailStrategy.GuardWithIf
+        update = out.update(i)
+        update.split(j, jo, ji, layout.units, guard).split(n, no, ni, layout.tile.rows, guard)
+        update.split(t, to, ti, layout.tile.steps, guard).fuse(no, to, tile).split(tile, chunk, tile, ROW_BLOCKS, guard)
+        update.reorder(ji, ni, ti, tile, jo, chunk, once).vectorize(ji, layout.lanes, guard)
+        update.never_partition([ni, ti, tile, jo, chunk])
+        if schedule.parallel:
+            update.parallel(chunk)
+        blocked.schedule(out, tile)
+
+
+def outer_sum(
+    name: str,
+    across: Value,
+    down: Value,
+    width: hl.Expr,
+    height: hl.Expr,
+    rows: hl.Expr,
+    steps: hl.Expr,
+    schedule: Schedule,
+) -> hl.Func:
+    """The Func [a, d] of the sums over all rows and steps of across(a, row, step) down(d, row, step), a < width (in the
+    lanes of the vectors) and d < height.
+
+    The steps are cut into pieces whose number depends on the sizes alone; each is summed in order, then the pieces in
+    order: the same bits for any number of threads.
+    """
+    a, d, piece = (hl.Var(v) for v in ("a", "d", "piece"))
+    lane, row, block, batch = (hl.Var(v) for v in ("lane", "row", "block", "batch"))
+    n_, t_ = hl.Var("n"), hl.Var("t")
+
+    # ---- algorithm
+    most = hl.max(PIECE_BYTES // 4 // hl.max(width * height, 1), 1)
+    length = blocks(steps, hl.max(hl.min(blocks(rows * steps, PIECE_ROWS), most), 1))
+    pieces = blocks(steps, length)
+    total = hl.Func(name)
+    dtype = across(a, n_, t_).type()
+    total[a, d] = hl.cast(dtype, 0)
+    made = []
+    for layout, condition in layouts(schedule, width, height):
+        label = f"{name}_{layout.name}"
+        units, size = layout.units, layout.tile.rows
+        panel, tile, partial = hl.Func(f"{label}_panel"), hl.Func(f"{label}_tile"), hl.Func(f"{label}_partial")
+        panel[lane, n_, t_, block] = across(mostly_inside(block * units + lane, width), n_, t_)
+        r = hl.RDom([(0, rows), (0, length)], f"{label}_r")
+        r.where(piece * length + r.y < steps)
+        step = inside(piece * length + r.y, steps)
+        tile[lane, row, block, batch, piece] = hl.cast(dtype, 0)
+        tile[lane, row, block, batch, piece] += panel[lane, r.x, step, block] * down(
+            inside(batch * size + row, height), r.x, step
+        )
+        partial[a, d, piece] = tile[a % units, d % size, a // units, d // size, piece]
+        p = hl.RDom([(0, pieces), (0, 1)], f"{label}_p")
+        p.where(condition)
+        total[a, d] += partial[a, d, p.x + p.y]
+        made.append((layout, panel, tile, r, partial, p))
+
+    # ---- schedule
+    total.compute_root()
+    for i, (layout, panel, tile, r, partial, p) in enumerate(made):
+        ao, ai, do, di = (hl.Var(f"{v}_{layout.name}") for v in ("ao", "ai", "do", "di"))
+        total.update(i).reorder(a, d, p.x, p.y).vectorize(a, layout.lanes, hl.TailStrategy.GuardWithIf)
+        partial.compute_root().split(a, ao, ai, layout.units, hl.TailStrategy.RoundUp)
+        partial.split(d, do, di, layout.tile.rows, hl.TailStrategy.RoundUp).reorder(ai, di, do, ao, piece)
+        partial.vectorize(ai, layout.lanes).never_partition([di, do, piece])
+        if schedule.parallel:
+            partial.parallel(piece).parallel(ao)
+        panel.compute_at(partial, ao).vectorize(lane, layout.lanes)
+        panel.bound_extent(lane, layout.units)
+        tile.compute_at(partial, do).bound_extent(lane, layout.units).bound_extent(row, layout.tile.rows)
+        for stage in (tile, tile.update()):
+            stage.vectorize(lane, layout.lanes).unroll(lane).unroll(row)
+        tile.update().reorder(lane, row, r.x, r.y, block, batch, piece)
+    return total
