@@ -1,0 +1,350 @@
+// The one binding module: every compiled pipeline as a Python callable.
+//
+// A call checks each argument against the pipeline's own metadata, hands NumPy's memory over with the axes reversed
+// (NumPy's last axis is Halide's dimension 0), releases the GIL, and turns Halide's error text into an exception.
+// Calls are counted, so that the thread pool is only ever stopped while none is in flight: Halide's pool can't shrink,
+// and neither stopping it under a running call nor forking with live workers is safe.
+
+#include <HalideRuntime.h>
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+#include <pthread.h>
+
+#include <climits>
+#include <condition_variable>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "kernels.h"  // declares every pipeline, and KERNELS(name), written by CMake
+
+namespace nb = nanobind;
+
+namespace {
+
+// ---- calls in flight
+
+std::mutex gate;
+std::condition_variable gate_changed;
+int in_flight = 0;
+bool closed = false;
+int threads = 1;
+
+class InFlight {
+public:
+    InFlight() {
+        std::unique_lock<std::mutex> lock(gate);
+        gate_changed.wait(lock, [] { return !closed; });
+        in_flight++;
+        threads_at_start = threads;
+    }
+    ~InFlight() {
+        std::unique_lock<std::mutex> lock(gate);
+        if (--in_flight == 0) {
+            gate_changed.notify_all();
+        }
+    }
+    int threads_at_start;
+};
+
+// Waits until no call is in flight and keeps new ones out; `gate` stays locked.
+void close_gate() {
+    std::unique_lock<std::mutex> lock(gate);
+    gate_changed.wait(lock, [] { return !closed; });
+    closed = true;
+    gate_changed.wait(lock, [] { return in_flight == 0; });
+    lock.release();
+}
+
+void open_gate() {
+    closed = false;
+    gate.unlock();
+    gate_changed.notify_all();
+}
+
+void restart_pool(int count) {
+    halide_shutdown_thread_pool();
+    halide_set_num_threads(count);  // shutting down forgets it
+    threads = count;
+}
+
+// A fork copies no threads: the pool is stopped before it, and starts again with the next call on either side.
+void before_fork() {
+    close_gate();
+    restart_pool(threads);
+}
+
+void set_num_threads(int count) {
+    if (count < 1) {
+        throw nb::value_error(("threads: expected at least 1, got " + std::to_string(count)).c_str());
+    }
+    nb::gil_scoped_release release;
+    close_gate();
+    if (count != threads) {
+        restart_pool(count);
+    }
+    open_gate();
+}
+
+int get_num_threads() {
+    std::lock_guard<std::mutex> lock(gate);
+    return threads;
+}
+
+// ---- instruction sets
+
+struct InstructionSet {
+    const char *name;
+    std::vector<halide_target_feature_t> features;
+    bool (*usable)();
+};
+
+// __builtin_cpu_supports asks the operating system too (XCR0), which Halide 21 does not.
+const InstructionSet instruction_sets[] = {
+    {"avx512",
+     {halide_target_feature_avx512, halide_target_feature_avx512_skylake},
+     [] {
+         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                __builtin_cpu_supports("avx512cd");
+     }},
+    {"avx2",
+     {halide_target_feature_avx, halide_target_feature_avx2, halide_target_feature_f16c, halide_target_feature_fma},
+     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+};
+
+size_t widest = std::size(instruction_sets);  // index of the widest set in use; past the end: SSE4.1
+
+int can_use(int count, const uint64_t *features) {
+    for (size_t i = 0; i < widest; i++) {
+        for (halide_target_feature_t feature : instruction_sets[i].features) {
+            if (feature / 64 < count && features[feature / 64] >> (feature % 64) & 1) {
+                return 0;
+            }
+        }
+    }
+    return halide_default_can_use_target_features(count, features);
+}
+
+std::string instruction_set() {
+    return widest < std::size(instruction_sets) ? instruction_sets[widest].name : "sse41";
+}
+
+// RNN_INSTRUCTION_SET caps what is used; Halide caches the choice at each pipeline's first call, so it is read once.
+void choose_instruction_set() {
+    const char *wanted = std::getenv("RNN_INSTRUCTION_SET");
+    bool allowed = !wanted || !*wanted;
+    for (widest = 0; widest < std::size(instruction_sets); widest++) {
+        allowed = allowed || std::strcmp(wanted, instruction_sets[widest].name) == 0;
+        if (allowed && instruction_sets[widest].usable()) {
+            break;
+        }
+    }
+    if (!allowed && std::strcmp(wanted, "sse41") != 0) {
+        throw nb::value_error(
+            ("RNN_INSTRUCTION_SET: expected avx512, avx2 or sse41, got '" + std::string(wanted) + "'").c_str());
+    }
+    halide_set_custom_can_use_target_features(can_use);
+}
+
+// ---- arguments
+
+constexpr int max_dimensions = 4;
+
+[[noreturn]] void fail(PyObject *type, const std::string &message) {
+    PyErr_SetString(type, message.c_str());
+    throw nb::python_error();
+}
+
+std::string type_name(halide_type_t type) {
+    return (type.code == halide_type_float ? "float" : "int") + std::to_string(type.bits);
+}
+
+// One array as Halide sees it, with a hold on the exporter's memory.
+class Argument {
+public:
+    Argument(PyObject *array, const halide_filter_argument_t &expected) : name(expected.name) {
+        output = expected.kind == halide_argument_kind_output_buffer;
+        if (PyObject_GetBuffer(array, &view, PyBUF_FORMAT | PyBUF_STRIDES | (output ? PyBUF_WRITABLE : 0)) != 0) {
+            PyErr_Clear();
+            fail(PyExc_TypeError, name + ": expected " + (output ? "a writable" : "an") + " array of " +
+                                      type_name(expected.type) + ", got " + Py_TYPE(array)->tp_name +
+                                      (output && PyObject_CheckBuffer(array) ? " that is read-only" : ""));
+        }
+        try {
+            fill(expected);
+        } catch (...) {
+            PyBuffer_Release(&view);
+            throw;
+        }
+    }
+    Argument(const Argument &) = delete;
+    ~Argument() { PyBuffer_Release(&view); }
+
+    bool overlaps(const Argument &other) const { return begin < other.end && other.begin < end; }
+
+    std::string name;
+    bool output;
+    halide_buffer_t buffer{};
+
+private:
+    void fill(const halide_filter_argument_t &expected) {
+        const char *format = view.format ? view.format : "B";
+        const char *code = std::strchr("@=<", *format) && *format ? format + 1 : format;  // x86-64 is little-endian
+        const bool same = expected.type.code == halide_type_float && code[0] == (expected.type.bits == 32 ? 'f' : 'd') &&
+                          code[1] == '\0';
+        if (!same) {
+            fail(PyExc_TypeError, name + ": expected " + type_name(expected.type) +
+                                      " in native byte order, got an array of format '" + format + "'");
+        }
+        if (view.ndim != expected.dimensions) {
+            fail(PyExc_ValueError, name + ": expected " + std::to_string(expected.dimensions) + " axes, got " +
+                                       std::to_string(view.ndim));
+        }
+        if (reinterpret_cast<uintptr_t>(view.buf) % view.itemsize != 0) {
+            fail(PyExc_ValueError, name + ": expected aligned memory");
+        }
+        int64_t elements = 1, last = 0;
+        for (int i = 0; i < view.ndim; i++) {
+            const int axis = view.ndim - 1 - i;
+            const int64_t extent = view.shape[axis];
+            int64_t stride = view.strides[axis] / view.itemsize;
+            if (extent <= 1) {
+                stride = i == 0 ? 1 : elements;  // never stepped along, and free in NumPy
+            } else if (view.strides[axis] < 0 || view.strides[axis] % view.itemsize != 0) {
+                fail(PyExc_ValueError, name + ": expected strides of whole elements and not negative, got " +
+                                           std::to_string(view.strides[axis]) + " bytes on axis " +
+                                           std::to_string(axis));
+            } else if (output && stride < elements) {
+                fail(PyExc_ValueError, name + ": expected an output in C order whose elements do not overlap");
+            }
+            elements *= extent;
+            last += extent ? (extent - 1) * stride : 0;
+            if (extent > INT_MAX || stride > INT_MAX || last > INT_MAX || elements > INT_MAX) {
+                fail(PyExc_OverflowError, name + ": expected fewer than 2^31 elements");
+            }
+            dimensions[i] = halide_dimension_t(0, static_cast<int>(extent), static_cast<int>(stride));
+        }
+        if (view.ndim && elements && dimensions[0].stride != 1) {
+            fail(PyExc_ValueError, name + ": expected a contiguous last axis");
+        }
+        static uint64_t nothing;  // a null pointer would ask Halide for sizes instead of results
+        buffer.host = static_cast<uint8_t *>(view.buf ? view.buf : &nothing);
+        buffer.type = expected.type;
+        buffer.dimensions = view.ndim;
+        buffer.dim = dimensions;
+        begin = buffer.host;
+        end = begin + (elements ? (last + 1) * view.itemsize : 0);
+    }
+
+    Py_buffer view{};
+    halide_dimension_t dimensions[max_dimensions]{};
+    const uint8_t *begin = nullptr, *end = nullptr;
+};
+
+// ---- kernels
+
+struct Kernel {
+    std::string name;
+    int (*call)(void **);
+    const halide_filter_metadata_t *metadata;
+};
+
+// What a call's user context points to: where Halide's error text goes. Workers may report at the same time.
+struct Report {
+    std::mutex lock;
+    std::string text;
+};
+
+void report_error(void *context, const char *text) {
+    auto *report = static_cast<Report *>(context);
+    if (report) {
+        std::lock_guard<std::mutex> lock(report->lock);
+        if (report->text.empty()) {
+            report->text = text;
+        }
+    }
+}
+
+void run(const Kernel &kernel, nb::args arrays) {
+    const halide_filter_metadata_t &metadata = *kernel.metadata;
+    std::vector<std::unique_ptr<Argument>> held;
+    std::vector<void *> slots(metadata.num_arguments);
+    Report report;
+    void *context = &report;
+    int thread_count = 0;
+    size_t next = 0;
+    for (int i = 0; i < metadata.num_arguments; i++) {
+        const halide_filter_argument_t &expected = metadata.arguments[i];
+        if (expected.kind == halide_argument_kind_input_scalar) {
+            slots[i] = expected.type.code == halide_type_handle ? static_cast<void *>(&context) : &thread_count;
+            continue;
+        }
+        if (next == arrays.size()) {
+            fail(PyExc_TypeError, kernel.name + ": expected an array for " + expected.name + ", got too few arguments");
+        }
+        held.push_back(std::make_unique<Argument>(arrays[next++].ptr(), expected));
+        slots[i] = &held.back()->buffer;
+    }
+    if (next != arrays.size()) {
+        fail(PyExc_TypeError, kernel.name + ": expected " + std::to_string(next) + " arrays, got " +
+                                  std::to_string(arrays.size()));
+    }
+    for (const auto &output : held) {
+        for (const auto &other : held) {
+            if (output->output && other != output && output->overlaps(*other)) {
+                fail(PyExc_ValueError, output->name + ": expected memory of its own, got memory shared with " + other->name);
+            }
+        }
+    }
+    int code;
+    {
+        nb::gil_scoped_release release;
+        InFlight call;
+        thread_count = call.threads_at_start;
+        code = kernel.call(slots.data());
+    }
+    if (code == halide_error_code_out_of_memory) {
+        fail(PyExc_MemoryError, kernel.name + ": " + report.text);
+    }
+    if (code != 0) {
+        fail(PyExc_ValueError, kernel.name + ": " + report.text);
+    }
+}
+
+}  // namespace
+
+NB_MODULE(_kernels, m) {
+    m.doc() = "The compiled Halide pipelines of halide-rnn.";
+    choose_instruction_set();
+    halide_set_error_handler(report_error);
+    halide_set_num_threads(threads);
+    pthread_atfork(before_fork, open_gate, open_gate);
+
+    nb::class_<Kernel>(m, "Kernel", "A compiled pipeline: call it with its input arrays, then its output arrays.")
+        .def_ro("name", &Kernel::name)
+        .def_prop_ro("arguments",
+                     [](const Kernel &kernel) {
+                         std::vector<std::string> names;
+                         for (int i = 0; i < kernel.metadata->num_arguments; i++) {
+                             if (kernel.metadata->arguments[i].kind != halide_argument_kind_input_scalar) {
+                                 names.emplace_back(kernel.metadata->arguments[i].name);
+                             }
+                         }
+                         return names;
+                     })
+        .def("__call__", &run);
+
+    nb::dict kernels;
+#define KERNEL(name) kernels[#name] = Kernel{#name, name##_argv, name##_metadata()};
+    KERNELS(KERNEL)
+#undef KERNEL
+    m.attr("kernels") = kernels;
+    m.def("set_num_threads", &set_num_threads, nb::arg("threads"));
+    m.def("get_num_threads", &get_num_threads);
+    m.def("instruction_set", &instruction_set, "The widest instruction set in use: avx512, avx2 or sse41.");
+}

@@ -1,0 +1,151 @@
+"""Optimizers and gradient clipping, with PyTorch's formulas.
+
+An optimizer puts new arrays into the dict of weights and into its own `state`; it never writes into an old
+array. So a `Run` made before a step can still be differentiated, and a shallow copy of both dicts is a
+snapshot.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from . import _check
+from ._backends.base import Array
+
+__all__ = ["SGD", "Adam", "Optimizer", "clip_norm"]
+
+
+class Optimizer(Protocol):
+    """Takes one step at a time."""
+
+    state: dict[str, Array]
+    """What it remembers, "kind.weight" -> array; empty before the first step. Replaced, not written into."""
+
+    def step(self, weights: dict[str, Array], gradients: Mapping[str, Array]) -> None:
+        """Replace each array in `weights`, given the gradient of the same name.
+
+        Raises ValueError if names, shapes or dtypes differ; then nothing has changed.
+        """
+        ...
+
+    def config(self) -> dict[str, Any]:
+        """`name` and the constructor's arguments, as JSON values."""
+        ...
+
+    def state_shapes(self, weights: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+        """Names and shapes that `state` has after a step over `weights`."""
+        ...
+
+
+class SGD:
+    """Gradient descent, with momentum if asked for: b = momentum * b + g (the first b is g), w = w - lr * b.
+
+    As torch.optim.SGD (Sutskever et al., "On the importance of initialization and momentum in deep learning",
+    2013, with the learning rate outside). lr > 0, 0 <= momentum < 1, else ValueError.
+    """
+
+    def __init__(self, lr: float, momentum: float = 0.0) -> None:
+        self.lr = _check.number("lr", lr, 0, open_low=True)
+        self.momentum = _check.number("momentum", momentum, 0, 1)
+        self.state: dict[str, Array] = {}
+
+    def step(self, weights: dict[str, Array], gradients: Mapping[str, Array]) -> None:
+        _same(weights, gradients, self)
+        updates = dict(gradients)
+        if self.momentum:
+            state = {}
+            for name, gradient in gradients.items():
+                key = f"momentum.{name}"
+                state[key] = self.momentum * self.state[key] + gradient if self.state else gradient.copy()
+                updates[name] = state[key]
+            self.state = state
+        weights.update({name: weight - self.lr * updates[name] for name, weight in weights.items()})
+
+    def config(self) -> dict[str, Any]:
+        return {"name": "SGD", "lr": self.lr, "momentum": self.momentum}
+
+    def state_shapes(self, weights: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+        return {f"momentum.{name}": weight.shape for name, weight in weights.items()} if self.momentum else {}
+
+
+class Adam:
+    """Kingma and Ba, "Adam: a method for stochastic optimization", 2015, as torch.optim.Adam:
+
+        m = b1 m + (1 - b1) g      v = b2 v + (1 - b2) g^2
+        w = w - lr / (1 - b1^k) * m / (sqrt(v) / sqrt(1 - b2^k) + eps)      at step k = 1, 2, ...
+
+    lr > 0, both betas in [0, 1), eps > 0, else ValueError.
+    """
+
+    def __init__(self, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
+        self.lr = _check.number("lr", lr, 0, open_low=True)
+        if not isinstance(betas, tuple | list) or len(betas) != 2:
+            raise TypeError(f"betas: expected two numbers, got {betas!r}")
+        self.betas = (_check.number("betas[0]", betas[0], 0, 1), _check.number("betas[1]", betas[1], 0, 1))
+        self.eps = _check.number("eps", eps, 0, open_low=True)
+        self.state: dict[str, Array] = {}
+
+    def step(self, weights: dict[str, Array], gradients: Mapping[str, Array]) -> None:
+        _same(weights, gradients, self)
+        b1, b2 = self.betas
+        count = int(self.state["step"][0]) + 1 if self.state else 1
+        step_size = self.lr / (1 - b1**count)
+        root = math.sqrt(1 - b2**count)
+        state: dict[str, Array] = {"step": np.array([count], np.float64)}
+        updated = {}
+        for name, weight in weights.items():
+            g = gradients[name]
+            m, v = (1 - b1) * g, (1 - b2) * (g * g)
+            if self.state:
+                m += b1 * self.state[f"m.{name}"]
+                v += b2 * self.state[f"v.{name}"]
+            state[f"m.{name}"], state[f"v.{name}"] = m, v
+            updated[name] = weight - step_size * m / (np.sqrt(v) / root + self.eps)
+        self.state = state
+        weights.update(updated)
+
+    def config(self) -> dict[str, Any]:
+        return {"name": "Adam", "lr": self.lr, "betas": list(self.betas), "eps": self.eps}
+
+    def state_shapes(self, weights: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+        moments = {f"{kind}.{name}": weight.shape for kind in "mv" for name, weight in weights.items()}
+        return {"step": (1,), **moments}
+
+
+def clip_norm(gradients: dict[str, Array], max_norm: float) -> float:
+    """Scale all gradients together so that their L2 norm is at most `max_norm`; returns the norm before.
+
+    As torch.nn.utils.clip_grad_norm_: the factor is min(1, max_norm / (norm + 1e-6)). The dict gets new
+    arrays. With a norm that is NaN or infinite nothing is scaled. Pascanu et al., "On the difficulty of
+    training recurrent neural networks", 2013. Raises TypeError or ValueError unless max_norm > 0.
+    """
+    max_norm = _check.number("max_norm", max_norm, 0, open_low=True)
+    norm = global_norm(gradients)
+    factor = max_norm / (norm + 1e-6)
+    if factor < 1 and math.isfinite(norm):
+        gradients.update({name: gradient * factor for name, gradient in gradients.items()})
+    return norm
+
+
+def global_norm(arrays: Mapping[str, Array]) -> float:
+    """L2 norm over all arrays, summed in float64: finite only if every element is."""
+    return math.sqrt(sum(float(np.square(one, dtype=np.float64).sum()) for one in arrays.values()))
+
+
+def _same(weights: Mapping[str, Array], gradients: Mapping[str, Array], optimizer: Optimizer) -> None:
+    expected = optimizer.state_shapes(weights)
+    if optimizer.state and expected != {key: array.shape for key, array in optimizer.state.items()}:
+        raise ValueError("weights: expected those of the optimizer's earlier steps, got other names or shapes")
+    if weights.keys() != gradients.keys():
+        raise ValueError(f"gradients: expected the names {', '.join(weights)}, got {', '.join(gradients)}")
+    for name, weight in weights.items():
+        gradient = gradients[name]
+        if gradient.shape != weight.shape or gradient.dtype != weight.dtype:
+            raise ValueError(
+                f"gradients[{name!r}]: expected {weight.dtype} {weight.shape} like the weight, "
+                f"got {gradient.dtype} {gradient.shape}"
+            )
