@@ -1,0 +1,109 @@
+"""The named problems that tests check and benches time: one list, each odd shape named after its reason."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+import rnn
+
+Array = NDArray[np.floating[Any]]
+
+
+class Problem(NamedTuple):
+    """T time steps, N lanes (the batch), I inputs, H hidden units, O outputs (None: no readout)."""
+
+    name: str
+    T: int
+    N: int
+    I: int
+    H: int
+    O: int | None
+    bias: bool = True
+    nonlinearity: str = "tanh"
+    dtype: str = "float32"
+
+    def __str__(self) -> str:
+        parts = [self.name, self.nonlinearity, *([] if self.bias else ["no bias"]), self.dtype]
+        return ", ".join(parts)
+
+    def layer(self, seed: int | np.random.Generator = 0) -> rnn.RNN:
+        return rnn.RNN(self.I, self.H, self.O, self.nonlinearity, self.bias, seed, self.dtype)
+
+
+class Data(NamedTuple):
+    """Random arrays for a problem: all that a forward pass and BPTT take."""
+
+    x: Array
+    h0: Array
+    weights: dict[str, Array]
+    d_output: Array
+    d_state: Array
+
+
+def data(problem: Problem, seed: int = 1) -> Data:
+    rng = np.random.default_rng(seed)
+    T, N, H = problem.T, problem.N, problem.H
+    O = H if problem.O is None else problem.O
+
+    def normal(*shape: int) -> Array:
+        return rng.standard_normal(shape).astype(problem.dtype)
+
+    weights = problem.layer(rng).weights
+    return Data(normal(T, N, problem.I), normal(N, H), weights, normal(T, N, O), normal(N, H))
+
+
+SHAPES = [
+    Problem("one of everything", T=1, N=1, I=1, H=1, O=1),
+    Problem("no time", T=0, N=2, I=3, H=4, O=2),
+    Problem("no lanes", T=3, N=0, I=3, H=4, O=2),
+    Problem("no input", T=3, N=2, I=0, H=4, O=2),
+    Problem("no hidden units", T=3, N=2, I=3, H=0, O=2),
+    Problem("no output", T=3, N=2, I=3, H=4, O=0),
+    Problem("nothing at all", T=0, N=0, I=0, H=0, O=0),
+    Problem("no readout", T=4, N=3, I=5, H=7, O=None),
+    Problem("odd primes", T=7, N=5, I=3, H=11, O=13),
+    Problem("one unit, one lane, long", T=257, N=1, I=1, H=1, O=1),
+    Problem("one unit, many lanes", T=5, N=67, I=2, H=1, O=3),
+    Problem("one lane, long", T=130, N=1, I=2, H=19, O=1),
+    Problem("one step", T=1, N=6, I=4, H=9, O=3),
+    Problem("powers of two", T=8, N=16, I=32, H=64, O=16),
+    Problem("one lane short of a vector", T=5, N=15, I=7, H=15, O=15),
+    Problem("one lane over an AVX-512 vector", T=5, N=17, I=17, H=17, O=17),
+    Problem("one lane over two vectors", T=4, N=33, I=33, H=33, O=33),
+    Problem("one lane over four vectors", T=3, N=65, I=65, H=65, O=65),
+    Problem("one lane over two vectors, one lane", T=9, N=1, I=33, H=33, O=33),
+    Problem("one lane over four vectors, two lanes", T=6, N=2, I=1, H=65, O=1),
+    Problem("wide input", T=4, N=3, I=129, H=5, O=2),
+    Problem("wide output", T=4, N=3, I=2, H=5, O=131),
+    Problem("wide state", T=5, N=2, I=3, H=257, O=2),
+    Problem("rows of a picture", T=48, N=40, I=1, H=16, O=1),
+    Problem("columns of a picture", T=40, N=1, I=48, H=48, O=48),
+]
+
+PROBLEMS = [
+    shape._replace(nonlinearity=nonlinearity, bias=bias, dtype=dtype)
+    for shape in SHAPES
+    for dtype in ("float32", "float64")
+    for nonlinearity in ("tanh", "sigmoid", "relu")
+    for bias in (True, False)
+]
+
+SMALL = [problem for problem in PROBLEMS if problem.dtype == "float64" and problem.T * problem.N <= 40
+         and max(problem.I, problem.H, problem.O or 0) <= 13]  # fmt: skip
+"""Small enough for central differences over every number."""
+
+SPEED = [
+    Problem("many thin lanes", T=512, N=512, I=1, H=16, O=1),
+    Problem("one lane of 64", T=256, N=1, I=64, H=64, O=64),
+    Problem("32 lanes of 256", T=64, N=32, I=256, H=256, O=256),
+    Problem("one lane of 1024", T=1024, N=1, I=1024, H=1024, O=1024),
+]
+"""The shapes on which the Halide backend is to be faster than NumPy."""
+
+
+def named(name: str) -> Problem:
+    """The shape of this name (tanh, with bias, float32): `_replace` the rest."""
+    return next(shape for shape in SHAPES + SPEED if shape.name == name)
