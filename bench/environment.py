@@ -139,8 +139,7 @@ def check_machine() -> None:
     """Raise SetupError for the first thing that the build would fail on without saying so clearly."""
     if sys.platform != "linux" or platform.machine() != "x86_64" or sys.maxsize < 2**32:
         raise SetupError(
-            "This project needs Linux and a 64-bit Python on x86-64; "
-            f"this is {sys.platform} on {platform.machine()}."
+            f"This project needs Linux and a 64-bit Python on x86-64; this is {sys.platform} on {platform.machine()}."
         )
     version = sys.version_info[:2]
     name = "python{}.{}".format(*version)
@@ -150,9 +149,7 @@ def check_machine() -> None:
             + f"this is {name} ({sys.executable}): install another one and start with it."
         )
     if not all(importlib.util.find_spec(module) for module in ("venv", "ensurepip")):
-        raise SetupError(
-            f"{sys.executable} lacks venv or ensurepip: install them (Debian: apt install {name}-venv)."
-        )
+        raise SetupError(f"{sys.executable} lacks venv or ensurepip: install them (Debian: apt install {name}-venv).")
     header = Path(sysconfig.get_path("include"), "Python.h")
     if not header.exists():
         raise SetupError(f"The header {header} is missing: install it (Debian: apt install {name}-dev).")

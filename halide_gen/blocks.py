@@ -1,8 +1,8 @@
 """Blocked layouts, and the choice among register tiles at run time.
 
-Sums live in blocks (lane, row, ...): `lane` runs over the units of a tile, `row` over its rows, both of constant extent,
-so that every sum has a constant address and LLVM keeps it in a register. This is where the split between algorithm and
-schedule leaks: tile sizes are part of a blocked layout's index expressions. They come from machine.py alone.
+Sums live in blocks (lane, row, ...): `lane` runs over the units of a tile, `row` over its rows, both of constant
+extent, so that every sum has a constant address and LLVM keeps it in a register. This is where the split between
+algorithm and schedule leaks: tile sizes are part of a blocked layout's index expressions. They come from machine.py.
 """
 
 from __future__ import annotations
@@ -67,3 +67,11 @@ def only_if(condition: hl.Expr, name: str) -> hl.RVar:
     once = hl.RDom([(0, 1)], name)
     once.where(condition)
     return once[0]
+
+
+def starts_at_zero(*buffers: hl.ImageParam | hl.Func) -> None:
+    """Promise that every dimension of the caller's buffers starts at 0."""
+    for buffer in buffers:
+        parameter = buffer if isinstance(buffer, hl.ImageParam) else buffer.output_buffer()
+        for i in range(buffer.dimensions()):
+            parameter.dim(i).set_min(0)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import halide as hl
-from blocks import inside
-from cells import CELLS
-from matmul import Projection, outer_sum, project
+from blocks import inside, starts_at_zero
+from cells import CELLS, Cell
+from matmul import Projection, Weight, outer_sum, project, row_sum
 from recurrence import Equations, sequence
 from schedules import schedule
 
 
 @hl.generator(name="bptt")
 class BPTT:
-    """delta_t = act'(h_t) (dL/dh_t + W_ho^T dL/dy_t + W_hh^T delta_{t+1}), and from it the gradients of the weights, of the
-    input and of the initial state (Werbos, Proceedings of the IEEE 78, 1990).
+    """delta_t = act'(h_t) (dL/dh_t + W_ho^T dL/dy_t + W_hh^T delta_{t+1}), and from it the gradients of the weights, of
+    the input and of the initial state (Werbos, Proceedings of the IEEE 78, 1990).
 
     Shapes are NumPy's; a buffer's dimensions come in the reverse order. T, N, H >= 1; I, O >= 0.
     """
@@ -22,7 +24,7 @@ class BPTT:
     schedule = hl.GeneratorParam("tuned")
     dtype = hl.GeneratorParam("float32")
 
-    def configure(self) -> None:
+    def configure(self: Any) -> None:
         dtype = {"float32": hl.Float(32), "float64": hl.Float(64)}[self.dtype]
         self.add_input("threads", hl.InputScalar(hl.Int(32)))
         self.add_input("x", hl.InputBuffer(dtype, 3))  # (T, N, I)
@@ -32,7 +34,9 @@ class BPTT:
         self.add_input("states", hl.InputBuffer(dtype, 3))  # (T + 1, N, H), from the forward pass
         self.add_input("d_output", hl.InputBuffer(dtype, 3))  # (T, N, O)
         self.add_input("d_states", hl.InputBuffer(dtype, 3))  # (T, N, H), dL/dh_t past the readout
-        self.add_input("d_state", hl.InputBuffer(dtype, 2))  # (N, H), dL/dh_T past the readout, added to the last d_states
+        self.add_input(
+            "d_state", hl.InputBuffer(dtype, 2)
+        )  # (N, H), dL/dh_T past the readout, added to the last d_states
         self.add_output("d_x", hl.OutputBuffer(dtype, 3))  # (T, N, I)
         self.add_output("d_h0", hl.OutputBuffer(dtype, 2))  # (N, H)
         self.add_output("d_weight_ih", hl.OutputBuffer(dtype, 2))  # (H, I)
@@ -41,14 +45,16 @@ class BPTT:
         self.add_output("d_weight_ho", hl.OutputBuffer(dtype, 2))  # (O, H)
         self.add_output("d_bias_o", hl.OutputBuffer(dtype, 1))  # (O,)
 
-    def generate(self) -> None:
+    def generate(self: Any) -> None:
         g = self
+        starts_at_zero(g.x, g.weight_ih, g.weight_hh, g.weight_ho, g.states, g.d_output, g.d_states, g.d_state)
+        starts_at_zero(g.d_x, g.d_h0, g.d_weight_ih, g.d_weight_hh, g.d_bias, g.d_weight_ho, g.d_bias_o)
         cell, dtype = CELLS[g.cell], g.x.type()
         plan = schedule(g.schedule, g.target(), dtype)
         I, N, T = (g.x.dim(i).extent() for i in range(3))
         H, O = g.d_state.dim(0).extent(), g.d_output.dim(0).extent()
         i, j, k, o, n, t = (hl.Var(v) for v in ("i", "j", "k", "o", "n", "t"))
-        zero, one = hl.cast(dtype, 0), hl.cast(dtype, 1)
+        zero = hl.cast(dtype, 0)
 
         # ---- algorithm
         # Slot s is time T - s; the place of a delta first holds the h that its derivative is written in.
@@ -58,17 +64,15 @@ class BPTT:
             steps=T,
             sums=[
                 Projection(
-                    start=lambda j, n, s: g.d_states[j, n, inside(T - s, T)]
-                    + hl.select(s == 1, g.d_state[j, n], zero),
-                    weight=lambda o, j: g.weight_ho[j, o],
+                    start=lambda j, n, s: g.d_states[j, n, inside(T - s, T)] + hl.select(s == 1, g.d_state[j, n], zero),
+                    weight=Weight(lambda o, j: g.weight_ho[j, o], rows_of_k=False),
                     factor=lambda o, n, s: g.d_output[o, n, inside(T - s, T)],
                     extent=O,
                 )
             ],
             values=[lambda j, n, s: g.states[j, n, inside(T + 1 - s, T + 1)]],
             initial=[lambda j, n: zero],
-            feedback=1,
-            weight=lambda a, b, k, j: g.weight_hh[j, k],
+            weights=[[Weight(lambda k, j: g.weight_hh[j, k], rows_of_k=False)]],
             step=lambda sums, values, before: back(cell, sums, values, before),
         )
         delta = hl.Func("delta")
@@ -88,7 +92,7 @@ class BPTT:
             "dx",
             Projection(
                 start=lambda i, n, t: zero,
-                weight=lambda k, i: g.weight_ih[i, k],
+                weight=Weight(lambda k, i: g.weight_ih[i, k], rows_of_k=False),
                 factor=lambda k, n, t: deltas(k, n, t),
                 extent=H,
             ),
@@ -103,7 +107,7 @@ class BPTT:
             "dh0",
             Projection(
                 start=lambda j, n, t: zero,
-                weight=lambda k, j: g.weight_hh[j, k],
+                weight=Weight(lambda k, j: g.weight_hh[j, k], rows_of_k=False),
                 factor=lambda k, n, t: deltas(k, n, hl.Expr(0)),
                 extent=H,
             ),
@@ -115,22 +119,27 @@ class BPTT:
         d_weight_ih = outer_sum("dw_ih", deltas, lambda i, n, t: g.x[i, n, t], H, I, N, T, plan)
         d_weight_hh = outer_sum("dw_hh", previous, deltas, H, H, N, T, plan)
         d_weight_ho = outer_sum("dw_ho", state, lambda o, n, t: g.d_output[o, n, t], H, O, N, T, plan)
-        d_bias = outer_sum("db", deltas, lambda i, n, t: one, H, hl.Expr(1), N, T, plan)
-        d_bias_o = outer_sum("db_o", lambda o, n, t: g.d_output[o, n, t], lambda i, n, t: one, O, hl.Expr(1), N, T, plan)
+        d_bias = row_sum("db", deltas, H, N, T, plan)
+        d_bias_o = row_sum("db_o", lambda o, n, t: g.d_output[o, n, t], O, N, T, plan)
         g.d_h0[j, n] = d_h0[j, n, 0]
-        g.d_weight_ih[i, j] = d_weight_ih[j, i]
+        g.d_weight_ih[i, j] = d_weight_ih[j, i]  # a transpose
         g.d_weight_hh[k, j] = d_weight_hh[k, j]
         g.d_weight_ho[k, o] = d_weight_ho[k, o]
-        g.d_bias[j] = d_bias[j, 0]
-        g.d_bias_o[o] = d_bias_o[o, 0]
+        g.d_bias[j] = d_bias[j]
+        g.d_bias_o[o] = d_bias_o[o]
 
         # ---- schedule
-        delta.compute_root()
+        delta.compute_root().bound(j, 0, H).bound(n, 0, N).bound(t, 0, T)
         d_h0.compute_root()
+        lanes, guard = plan.lanes, hl.TailStrategy.GuardWithIf
+        jo, ji = hl.Var("jo"), hl.Var("ji")
+        g.d_weight_ih.split(j, jo, ji, lanes, guard).reorder(ji, i, jo).vectorize(i, lanes, guard)
+        for gradient, inner in ((g.d_h0, j), (g.d_weight_hh, k), (g.d_weight_ho, k), (g.d_bias, j), (g.d_bias_o, o)):
+            gradient.vectorize(inner, lanes, guard)
 
 
 def back(
-    cell, sums: list[hl.Expr], values: list[hl.Expr], before: list[hl.Expr]
+    cell: Cell, sums: list[hl.Expr], values: list[hl.Expr], before: list[hl.Expr]
 ) -> tuple[list[hl.Expr], list[hl.Expr]]:
     """The cell's gradient step, as the engine asks for it: no sum is kept."""
     deltas, carried = cell.step_gradient(sums[0], before[cell.gates :], values[: cell.gates])

@@ -32,14 +32,12 @@ class Cell(ABC):
 
 
 class RNN(Cell):
-    """Elman's network (Cognitive Science 14, 1990): h_t = act(z), delta_t = d_h act'(z), act' written in terms of h_t."""
+    """Elman's network (Cognitive Science 14, 1990): h_t = act(z), delta_t = d_h act'(z), act' in terms of h_t."""
 
     gates = 1
     states = 1
 
-    def __init__(
-        self, activation: Callable[[hl.Expr], hl.Expr], derivative: Callable[[hl.Expr], hl.Expr]
-    ) -> None:
+    def __init__(self, activation: Callable[[hl.Expr], hl.Expr], derivative: Callable[[hl.Expr], hl.Expr]) -> None:
         self.activation = activation
         self.derivative = derivative
 

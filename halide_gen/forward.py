@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import halide as hl
-from blocks import inside
+from blocks import inside, starts_at_zero
 from cells import CELLS
-from matmul import Projection, project
+from matmul import Projection, Weight, project
 from recurrence import Equations, sequence
 from schedules import schedule
 
@@ -21,7 +23,7 @@ class Forward:
     schedule = hl.GeneratorParam("tuned")
     dtype = hl.GeneratorParam("float32")
 
-    def configure(self) -> None:
+    def configure(self: Any) -> None:
         dtype = {"float32": hl.Float(32), "float64": hl.Float(64)}[self.dtype]
         self.add_input("threads", hl.InputScalar(hl.Int(32)))
         self.add_input("x", hl.InputBuffer(dtype, 3))  # (T, N, I)
@@ -35,8 +37,11 @@ class Forward:
         self.add_output("states", hl.OutputBuffer(dtype, 3))  # (T + 1, N, H), slot 0 the initial state
         self.add_output("output", hl.OutputBuffer(dtype, 3))  # (T, N, O)
 
-    def generate(self) -> None:
+    def generate(self: Any) -> None:
         g = self
+        starts_at_zero(
+            g.x, g.h0, g.weight_ih, g.weight_hh, g.bias_ih, g.bias_hh, g.weight_ho, g.bias_o, g.states, g.output
+        )
         cell = CELLS[g.cell]
         plan = schedule(g.schedule, g.target(), g.x.type())
         I, N, T = (g.x.dim(i).extent() for i in range(3))
@@ -50,21 +55,22 @@ class Forward:
             sums=[
                 Projection(
                     start=lambda j, n, s: g.bias_ih[j] + g.bias_hh[j],
-                    weight=lambda k, j: g.weight_ih[k, j],
-                    factor=lambda k, n, s: g.x[k, n, inside(s - 1, T)],
+                    weight=Weight(lambda k, j: g.weight_ih[k, j], rows_of_k=True),
+                    factor=lambda k, n, s: g.x[
+                        k, n, inside(hl.max(s - 1, 0), T)
+                    ],  # slot 0 is filled too, and then overwritten
                     extent=I,
                 )
             ],
             values=[lambda j, n, s: hl.cast(g.x.type(), 0)],
             initial=[lambda j, n: g.h0[j, n]],
-            feedback=1,
-            weight=lambda a, b, k, j: g.weight_hh[k, j],
+            weights=[[Weight(lambda k, j: g.weight_hh[k, j], rows_of_k=True)]],
             step=lambda sums, values, before: cell.step(sums, before),
         )
         sequence(g.states, "layer", equations, plan, g.threads, slot=lambda t: t)
         readout = Projection(
             start=lambda o, n, t: g.bias_o[o],
-            weight=lambda k, o: g.weight_ho[k, o],
+            weight=Weight(lambda k, o: g.weight_ho[k, o], rows_of_k=True),
             factor=lambda k, n, t: g.states[k, n, t + 1],
             extent=H,
         )

@@ -23,15 +23,12 @@ import halide as hl
 
 
 class Tile(NamedTuple):
-    """A register tile."""
+    """A register tile: vectors of units x rows x steps. The recurrence takes one step at a time; products over a
+    sequence take several, so that single rows fill the registers too."""
 
     vectors: int
     rows: int
-
-    @property
-    def steps(self) -> int:
-        """Time steps that a product over a sequence takes together, so that single rows fill the registers too."""
-        return max(1, 8 // self.rows)
+    steps: int = 1
 
 
 class Machine(NamedTuple):
@@ -47,11 +44,11 @@ FEW = 4  # three single rows cost about what one padded tile of 8 does
 
 MACHINES = {
     # 32 registers, multiply-adds with a broadcast operand from memory; a single row wants two or more sums in flight
-    "avx512": Machine(wide=Tile(2, 8), narrow=Tile(1, 12), single=Tile(4, 1), single_narrow=Tile(2, 1)),
+    "avx512": Machine(wide=Tile(2, 8), narrow=Tile(1, 12), single=Tile(4, 1, 6), single_narrow=Tile(2, 1, 8)),
     # 16 registers: 2 x 6 sums, 2 of the weights and 2 broadcasts fill them
-    "avx2": Machine(wide=Tile(2, 6), narrow=Tile(1, 8), single=Tile(4, 1), single_narrow=Tile(2, 1)),
+    "avx2": Machine(wide=Tile(2, 6), narrow=Tile(1, 8), single=Tile(4, 1, 3), single_narrow=Tile(2, 1, 6)),
     # 16 registers, and no multiply-add: every product needs one of its own
-    "sse41": Machine(wide=Tile(2, 4), narrow=Tile(1, 8), single=Tile(4, 1), single_narrow=Tile(2, 1)),
+    "sse41": Machine(wide=Tile(2, 4), narrow=Tile(1, 8), single=Tile(4, 1, 2), single_narrow=Tile(2, 1, 4)),
 }
 
 

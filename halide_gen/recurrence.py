@@ -1,9 +1,9 @@
 """The engine: a whole sequence of a recurrent layer, forward or back, as one Func.
 
-Halide has no mutual recursion between Funcs, so "sums of products with the last state, then the cell's equations" can't
-be two Funcs. Here one tuple-valued Func `S` carries what a step produces: the sums, then the values that the cell makes of
-them. Its update runs over a domain whose loop over k has one iteration too many: for k < K it adds U[k] S[k, slot-1] to
-the sums, at k = K it applies the cell. `likely` and `always_partition` peel that last iteration off.
+Halide has no mutual recursion between Funcs, so "sums of products with the last state, then the cell's equations"
+can't be two Funcs. Here one tuple-valued Func `S` carries what a step produces: the sums, then the values that the cell
+makes of them. Its update runs over a domain whose loop over k has one iteration too many: for k < K it adds
+U[k] S[k, slot - 1] to the sums, at k = K it applies the cell. `likely` and `always_partition` peel that last iteration.
 
 Slots count the steps in the order of computation; slot 0 is the state before the first step. Forward, slot s is time
 s - 1; back, it is time T - s. Each slot is first filled with all that its step needs besides the slot before: the sums
@@ -19,10 +19,12 @@ from dataclasses import dataclass
 
 import halide as hl
 from blocks import Layout, blocks, inside, layouts, mostly_inside, only_if
-from matmul import BlockedProjection, Panel, Projection, Value
+from matmul import BlockedProjection, Panel, Projection, Value, Weight
 from schedules import Schedule
 
-SPLIT_UNITS = 1 << 17  # weights, from which on one step is worth 1 us for a fork and join: 1024 x 1024 gains 1.35 on 2 threads
+SPLIT_UNITS = (
+    1 << 17
+)  # weights, from which on one step is worth 1 us for a fork and join: 1024 x 1024 gains 1.35 on 2 threads
 
 Step = Callable[[list[hl.Expr], list[hl.Expr], list[hl.Expr]], tuple[list[hl.Expr], list[hl.Expr]]]
 
@@ -37,8 +39,7 @@ class Equations:
     sums: Sequence[Projection]  # what each sum starts from, by slot
     values: Sequence[Value]  # what each value's place in a slot holds before the step
     initial: Sequence[Callable[[hl.Expr, hl.Expr], hl.Expr]]  # of each value, in slot 0
-    feedback: int  # how many of the values, the first ones, enter the sums of the next step
-    weight: Callable[[int, int, hl.Expr, hl.Expr], hl.Expr]  # (sum, value, k, unit)
+    weights: Sequence[Sequence[Weight]]  # [sum][value fed back]
     step: Step  # (sums, values in place, values of the slot before) -> (sums to keep, values)
 
 
@@ -46,23 +47,20 @@ class Recurrence:
     """The equations in the blocked layout of one register tile."""
 
     def __init__(self, name: str, e: Equations, layout: Layout) -> None:
-        self.layout, self.sums = layout, len(e.sums)
+        self.layout, self.e, self.sums = layout, e, len(e.sums)
         self.vars = tuple(hl.Var(v) for v in ("lane", "row", "block", "batch", "slot"))
         lane, row, block, batch, slot = self.vars
         units, rows = layout.units, layout.tile.rows
         unit, n = mostly_inside(block * units + lane, e.width), inside(batch * rows + row, e.rows)
 
         self.starts = [
-            BlockedProjection(f"{name}_start{i}", p, e.width, e.rows, e.steps + 1, layout)
-            for i, p in enumerate(e.sums)
+            BlockedProjection(f"{name}_start{i}", p, e.width, e.rows, e.steps + 1, layout) for i, p in enumerate(e.sums)
         ]
-        pairs = [(a, b) for a in range(self.sums) for b in range(e.feedback)]
-        self.weights = Panel(
-            f"{name}_weights",
-            lambda k, j: hl.mux(k % len(pairs), [e.weight(a, b, k // len(pairs), j) for a, b in pairs]),
-            e.width,
-            layout,
-        )
+        # [sum][value fed back]; the first values are the ones that are
+        self.weights = [
+            [Panel(f"{name}_weights{a}{b}", w, e.width, layout) for b, w in enumerate(row)]
+            for a, row in enumerate(e.weights)
+        ]
 
         S = self.func = hl.Func(name)
         S[lane, row, block, batch, slot] = tuple(start[lane, row, block, batch, slot] for start in self.starts) + tuple(
@@ -85,13 +83,16 @@ class Recurrence:
         rlane, rvector, rrow, rk, rblock, rslot = (self.r[i] for i in range(6))
         at = rvector * layout.lanes + rlane
         now = [hl.Expr(S[at, rrow, rblock, batch, rslot][i]) for i in range(self.sums + len(e.values))]
-        before = [hl.Expr(S[at, rrow, rblock, batch, rslot - 1][i]) for i in range(self.sums, self.sums + len(e.values))]
+        before = [
+            hl.Expr(S[at, rrow, rblock, batch, rslot - 1][i]) for i in range(self.sums, self.sums + len(e.values))
+        ]
         summing = hl.likely(rk < e.width)
         k = hl.min(hl.likely(rk), e.width - 1)
         sums = now[: self.sums]
-        for i, (a, b) in enumerate(pairs):
-            fed_back = hl.Expr(S[k % units, rrow, k // units, batch, rslot - 1][self.sums + b])
-            sums[a] = sums[a] + self.weights[at, k * len(pairs) + i, rblock] * fed_back
+        for a, panels in enumerate(self.weights):
+            for b, panel in enumerate(panels):
+                fed_back = hl.Expr(S[k % units, rrow, k // units, batch, rslot - 1][self.sums + b])
+                sums[a] = sums[a] + panel[at, k, rblock] * fed_back
         kept, values = e.step(now[: self.sums], now[self.sums :], before)
         S[at, rrow, rblock, batch, rslot] = tuple(
             hl.select(summing, a, b) for a, b in zip([*sums, *now[self.sums :]], [*kept, *values], strict=True)
@@ -103,20 +104,25 @@ class Recurrence:
         return hl.Expr(self.func[unit % units, row % rows, unit // units, row // rows, slot][self.sums + index])
 
     def schedule(self, consumer: hl.Func, where: hl.Var, split_units: hl.Expr | None) -> None:
-        """Computed at loop `where` of the consumer, a loop over blocks of rows. Where `split_units` holds, the blocks of
-        units are spread over the threads, in every step."""
+        """Computed at loop `where` of the consumer, a loop over blocks of rows. Where `split_units` holds, the blocks
+        of units are spread over the threads, in every step."""
         layout, S = self.layout, self.func
         lane, row, block, batch, slot = self.vars
         outer, inner = hl.Var("outer"), hl.Var("inner")
 
-        S.compute_at(consumer, where).bound_extent(lane, layout.units).bound_extent(row, layout.tile.rows)
+        # Bounds that are said to start at 0 keep the index of a sum one and the same expression where it is read and
+        # written; otherwise LLVM can't tell that it is one place, and stores it in every iteration of k.
+        slots = blocks(self.e.steps + 1, layout.tile.steps) * layout.tile.steps
+        S.compute_at(consumer, where).bound(lane, 0, layout.units).bound(row, 0, layout.tile.rows)
+        S.bound(block, 0, blocks(self.e.width, layout.units)).bound(slot, 0, slots)
         S.split(slot, outer, inner, layout.tile.steps, hl.TailStrategy.RoundUp)
         S.reorder(lane, row, inner, outer, batch, block).vectorize(lane, layout.lanes)
         S.never_partition([row, inner, outer, batch])
         S.update(0).vectorize(lane, layout.lanes)
         for start in self.starts:
             start.schedule(S, outer)
-        self.weights.schedule()
+        for panel in (panel for row in self.weights for panel in row):
+            panel.schedule()
 
         # No race: each lane, vector, row and block of a slot writes its own place and reads the slot before.
         rlane, rvector, rrow, rk, rblock, rslot = (self.r[i] for i in range(6))

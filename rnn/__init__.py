@@ -9,7 +9,6 @@
 """
 
 from . import backend
-
 from ._threads import get_num_threads, set_num_threads, threads
 from .checkpoint import Checkpoint, CheckpointError, load, save
 from .layers import RNN, Gradients, Run

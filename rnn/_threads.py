@@ -57,7 +57,7 @@ def default_threads(cgroup: Path = CGROUP) -> int:
 
 
 def quotas(root: Path) -> list[int]:
-    """Processors that each cgroup around this process grants (v2: cpu.max; v1: cpu.cfs_quota_us), if it sets a limit."""
+    """Processors that each cgroup around this process grants (v2: cpu.max; v1: cpu.cfs_quota_us), if limited."""
     found = [MOST]
     for line in _lines(Path("/proc/self/cgroup")):
         _, controllers, path = line.split(":", 2)

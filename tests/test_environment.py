@@ -104,7 +104,8 @@ class Project:
     def load(self) -> Any:
         """environment.py as a module whose ROOT is this project."""
         spec = importlib.util.spec_from_file_location("environment", self.root / "bench" / "environment.py")
-        assert spec and spec.loader
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module

@@ -91,9 +91,7 @@ def installed(wheel: Path, metadata: Message, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="module")
 def extension(installed: Path) -> Path:
-    (path,) = installed.glob(
-        f"lib/python*/site-packages/rnn/_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"
-    )
+    (path,) = installed.glob(f"lib/python*/site-packages/rnn/_kernels{sysconfig.get_config_var('EXT_SUFFIX')}")
     return path
 
 
