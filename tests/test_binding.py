@@ -76,7 +76,6 @@ DEFECTS: list[tuple[str, str, Callable[[NDArray[Any]], Any], type[Exception], st
         ValueError,
         "overlap",
     ),
-    ("output", "a step too few", lambda a: a[:-1], ValueError, ""),
 ]
 
 

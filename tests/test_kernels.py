@@ -25,7 +25,7 @@ from rnn.baselines.cells import CELLS
 SCHEDULES = ["naive", "vectorized", "parallel", "tiled", "tuned"]
 KERNELS = [(backend, schedule) for backend in ("halide", "halide-jit") for schedule in SCHEDULES]
 JIT_NAMES = ["one of everything", "no time", "no hidden units", "no readout", "odd primes", "wide state"]
-"""The JIT runs the same generators: some problems are enough to see that it runs them right."""
+"""The JIT runs the same generators: some problems, with tanh, are enough to see that it runs them right."""
 
 
 def kernel(backend: str, schedule: str) -> Backend:
@@ -96,7 +96,7 @@ def test_gradients_are_central_differences(problem: Problem) -> None:
         check_gradients(problem)
 
 
-@pytest.mark.parametrize(("backend", "schedule"), KERNELS)
+@pytest.mark.parametrize(("backend", "schedule"), [*KERNELS[: len(SCHEDULES)], ("halide-jit", "tiled")])
 @pytest.mark.parametrize("name", ["odd primes", "one lane over two vectors", "one lane over two vectors, one lane"])
 def test_small_integers_are_exact(backend: str, schedule: str, name: str, rng: np.random.Generator) -> None:
     """ReLU and integers below 2^24: float32 makes no rounding error, whatever the order of the sums."""

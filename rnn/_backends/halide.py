@@ -117,7 +117,7 @@ def load(schedule: str = "tuned") -> Backend:
     check_schedule(schedule)
     try:
         from .._kernels import kernels
-    except ImportError as reason:
+    except ModuleNotFoundError as reason:
         raise BackendUnavailable(
             f"halide: the compiled kernels are missing ({reason}); install the package with 'pip install .'"
         ) from reason

@@ -1,0 +1,1 @@
+"""Timing, tables and plots: `python3 bench` runs all of it."""
