@@ -10,7 +10,7 @@ from pathlib import Path
 
 try:
     from . import _kernels
-except ModuleNotFoundError:  # a source tree without a build: the other backends still work, and this number means nothing
+except ModuleNotFoundError:  # a source tree without a build: other backends still work, and this number means nothing
     _kernels = None  # type: ignore[assignment]
 
 __all__ = ["get_num_threads", "set_num_threads", "threads"]
