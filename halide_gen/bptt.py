@@ -53,7 +53,7 @@ class BPTT:
         plan = schedule(g.schedule, g.target(), dtype)
         I, N, T = (g.x.dim(i).extent() for i in range(3))
         H, O = g.d_state.dim(0).extent(), g.d_output.dim(0).extent()
-        i, j, k, o, n, t = (hl.Var(v) for v in ("i", "j", "k", "o", "n", "t"))
+        j, o, n, t = (hl.Var(v) for v in ("j", "o", "n", "t"))
         zero = hl.cast(dtype, 0)
 
         # ---- algorithm
@@ -116,26 +116,21 @@ class BPTT:
             steps=hl.Expr(1),
             schedule=plan,
         )
-        d_weight_ih = outer_sum("dw_ih", deltas, lambda i, n, t: g.x[i, n, t], H, I, N, T, plan)
-        d_weight_hh = outer_sum("dw_hh", previous, deltas, H, H, N, T, plan)
-        d_weight_ho = outer_sum("dw_ho", state, lambda o, n, t: g.d_output[o, n, t], H, O, N, T, plan)
+        x, d_output = (lambda i, n, t: g.x[i, n, t]), (lambda o, n, t: g.d_output[o, n, t])
+        outer_sum(g.d_weight_ih, "dw_ih", deltas, x, H, I, N, T, plan, transposed=True)
+        outer_sum(g.d_weight_hh, "dw_hh", previous, deltas, H, H, N, T, plan)
+        outer_sum(g.d_weight_ho, "dw_ho", state, d_output, H, O, N, T, plan)
         d_bias = row_sum("db", deltas, H, N, T, plan)
-        d_bias_o = row_sum("db_o", lambda o, n, t: g.d_output[o, n, t], O, N, T, plan)
+        d_bias_o = row_sum("db_o", d_output, O, N, T, plan)
         g.d_h0[j, n] = d_h0[j, n, 0]
-        g.d_weight_ih[i, j] = d_weight_ih[j, i]  # a transpose
-        g.d_weight_hh[k, j] = d_weight_hh[k, j]
-        g.d_weight_ho[k, o] = d_weight_ho[k, o]
         g.d_bias[j] = d_bias[j]
         g.d_bias_o[o] = d_bias_o[o]
 
         # ---- schedule
         delta.compute_root().bound(j, 0, H).bound(n, 0, N).bound(t, 0, T)
         d_h0.compute_root()
-        lanes, guard = plan.lanes, hl.TailStrategy.GuardWithIf
-        jo, ji = hl.Var("jo"), hl.Var("ji")
-        g.d_weight_ih.split(j, jo, ji, lanes, guard).reorder(ji, i, jo).vectorize(i, lanes, guard)
-        for gradient, inner in ((g.d_h0, j), (g.d_weight_hh, k), (g.d_weight_ho, k), (g.d_bias, j), (g.d_bias_o, o)):
-            gradient.vectorize(inner, lanes, guard)
+        for gradient, inner in ((g.d_h0, j), (g.d_bias, j), (g.d_bias_o, o)):
+            gradient.vectorize(inner, plan.lanes, hl.TailStrategy.GuardWithIf)
 
 
 def back(

@@ -161,6 +161,7 @@ def row_sum(name: str, value: Value, width: hl.Expr, rows: hl.Expr, steps: hl.Ex
 
 
 def outer_sum(
+    out: hl.Func,
     name: str,
     across: Value,
     down: Value,
@@ -169,24 +170,25 @@ def outer_sum(
     rows: hl.Expr,
     steps: hl.Expr,
     schedule: Schedule,
-) -> hl.Func:
-    """The Func [a, d] of the sums over all rows and steps of across(a, row, step) down(d, row, step), a < width (in the
-    lanes of the vectors) and d < height."""
+    transposed: bool = False,
+) -> None:
+    """out[a, d], or out[d, a] if transposed, = the sum over all rows and steps of across(a, row, step) down(d, row, step),
+    a < width (in the lanes of the vectors) and d < height."""
     a, d, piece = (hl.Var(v) for v in ("a", "d", "piece"))
     lane, row, block, batch = (hl.Var(v) for v in ("lane", "row", "block", "batch"))
     n_, t_ = hl.Var("n"), hl.Var("t")
 
     # ---- algorithm
     length, pieces = cut(rows, steps, width * height)
-    total = hl.Func(name)
-    dtype = across(a, n_, t_).type()
-    total[a, d] = hl.cast(dtype, 0)
+    zero = hl.cast(across(a, n_, t_).type(), 0)
+    here = (d, a) if transposed else (a, d)
+    out[here] = hl.undef(zero.type())
     made = []
     for layout, condition in layouts(schedule, width, height):
         label = f"{name}_{layout.name}"
         units, size = layout.units, layout.tile.rows
-        panel, tile, partial = hl.Func(f"{label}_panel"), hl.Func(f"{label}_tile"), hl.Func(f"{label}_partial")
-        panel[lane, n_, t_, block] = hl.cast(dtype, 0)
+        panel, tile, partial, total = (hl.Func(f"{label}_{part}") for part in ("panel", "tile", "partial", "total"))
+        panel[lane, n_, t_, block] = hl.undef(zero.type())  # lanes past the width make sums that nobody reads
         l = hl.RDom([(0, units)], f"{label}_l")
         unit = block * units + l.x
         l.where(unit < width)
@@ -194,31 +196,39 @@ def outer_sum(
         r = hl.RDom([(0, rows), (0, length)], f"{label}_r")
         r.where(piece * length + r.y < steps)
         step = inside(piece * length + r.y, steps)
-        tile[lane, row, block, batch, piece] = hl.cast(dtype, 0)
+        tile[lane, row, block, batch, piece] = zero
         tile[lane, row, block, batch, piece] += panel[lane, r.x, step, block] * down(
             inside(batch * size + row, height), r.x, step
         )
         partial[a, d, piece] = tile[a % units, d % size, a // units, d // size, piece]
-        p = hl.RDom([(0, pieces), (0, 1)], f"{label}_p")
-        p.where(condition)
-        total[a, d] += partial[a, d, p.x + p.y]
-        made.append((layout, panel, l, tile, r, partial, p))
+        p = hl.RDom([(0, pieces)], f"{label}_p")
+        total[a, d] = zero
+        total[a, d] += partial[a, d, p.x]
+        once = only_if(condition, f"{label}_if")
+        out[here] = total[a, d + once]
+        made.append((layout, panel, l, tile, r, partial, total, p, once))
 
     # ---- schedule
-    total.compute_root().vectorize(a, schedule.lanes, hl.TailStrategy.GuardWithIf)
-    for i, (layout, panel, l, tile, r, partial, p) in enumerate(made):
-        ao, ai, do, di = (hl.Var(f"{v}_{layout.name}") for v in ("ao", "ai", "do", "di"))
-        total.update(i).reorder(a, d, p.x, p.y).vectorize(a, layout.lanes, hl.TailStrategy.GuardWithIf)
+    lanes, guard = schedule.lanes, hl.TailStrategy.GuardWithIf
+    for i, (layout, panel, l, tile, r, partial, total, p, once) in enumerate(made):
+        ao, ai, do, di, chunk = (hl.Var(f"{v}_{layout.name}") for v in ("ao", "ai", "do", "di", "chunk"))
+        # squares of lanes x lanes, so that a transpose happens in L1
+        update = out.update(i)
+        update.split(a, ao, ai, lanes, guard).split(d, do, di, lanes, guard).split(do, chunk, do, 4, guard)
+        inner, outer = (di, ai) if transposed else (ai, di)
+        update.reorder(inner, outer, ao, do, chunk, once).vectorize(inner, lanes, guard)
+        update.never_partition([outer, ao, do, chunk])
+        total.compute_at(out, ao).bound_extent(a, lanes).vectorize(a, lanes)
+        total.update().reorder(a, d, p.x).vectorize(a, lanes)
         partial.compute_root().split(a, ao, ai, layout.units, hl.TailStrategy.RoundUp)
         partial.split(d, do, di, layout.tile.rows, hl.TailStrategy.RoundUp).reorder(ai, di, do, ao, piece)
-        partial.vectorize(ai, layout.lanes).never_partition([di, do, ao, piece])
+        partial.vectorize(ai, lanes).never_partition([di, do, ao, piece])
         if schedule.parallel:
+            update.parallel(chunk)
             partial.parallel(piece).parallel(ao)
-        panel.compute_at(partial, ao).vectorize(lane, layout.lanes)
-        panel.bound_extent(lane, layout.units)
-        panel.update().vectorize(l.x, layout.lanes)  # with masks at the edge
+        panel.compute_at(partial, ao).bound_extent(lane, layout.units)
+        panel.update().vectorize(l.x, lanes)  # with masks at the edge
         tile.compute_at(partial, do).bound_extent(lane, layout.units).bound_extent(row, layout.tile.rows)
         for stage in (tile, tile.update()):
-            stage.vectorize(lane, layout.lanes).unroll(lane).unroll(row)
+            stage.vectorize(lane, lanes).unroll(lane).unroll(row)
         tile.update().reorder(lane, row, r.x, r.y, block, batch, piece)
-    return total
