@@ -11,6 +11,9 @@ SHORTEST_SAMPLE = 0.02
 """Seconds: below this a sample is several runs, or the clock and the call would be part of it."""
 AGREEMENT = 1.03
 FEWEST = 5
+REST = 0.05
+"""Seconds before each sample, in which the threads that the last contestant left spinning go to sleep (OpenBLAS keeps
+its own awake for some 10 to 25 ms after a product, on a processor that the next contestant wants)."""
 
 
 class Timing(NamedTuple):
@@ -27,6 +30,7 @@ def measure(
     contestants: Mapping[str, Callable[[int], float]],
     budget: float,
     clock: Callable[[], float] = time.perf_counter,
+    rest: Callable[[float], None] = time.sleep,
 ) -> dict[str, Timing]:
     """Time all contestants. Each takes a number of runs and returns the seconds that they took together.
 
@@ -41,6 +45,7 @@ def measure(
     samples: dict[str, list[float]] = {name: [] for name in contestants}
     while not all(map(stable, samples.values())):
         for name, contestant in contestants.items():
+            rest(REST)
             samples[name].append(contestant(runs[name]) / runs[name])
         if clock() > end:
             break

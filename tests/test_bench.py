@@ -38,10 +38,14 @@ class Clock:
         return self.now
 
 
+def no_rest(seconds: float) -> None:
+    """Nothing is left spinning here."""
+
+
 def test_contestants_take_turns_until_all_agree_with_themselves() -> None:
     clock = Clock()
     contestants = {"a": clock.contestant("a", lambda _: 0.1), "b": clock.contestant("b", lambda _: 0.05)}
-    timings = timer.measure(contestants, budget=100, clock=clock)
+    timings = timer.measure(contestants, budget=100, clock=clock, rest=no_rest)
     assert clock.order == ["a", "a", "b", "b", *["a", "b"] * timer.FEWEST]
     assert timings["a"] == timer.Timing(0.1, 0.1, timer.FEWEST, True)
     assert timings["b"].minimum == 0.05
@@ -49,14 +53,15 @@ def test_contestants_take_turns_until_all_agree_with_themselves() -> None:
 
 def test_noise_ends_with_the_budget_and_is_said() -> None:
     clock = Clock()
-    timing = timer.measure({"a": clock.contestant("a", lambda turn: 1.5**turn)}, budget=50, clock=clock)["a"]
+    contestants = {"a": clock.contestant("a", lambda turn: 1.5**turn)}
+    timing = timer.measure(contestants, budget=50, clock=clock, rest=no_rest)["a"]
     assert not timing.stable
     assert timing.minimum < timing.median
 
 
 def test_what_is_short_is_timed_many_times_at_once() -> None:
     clock = Clock()
-    timing = timer.measure({"a": clock.contestant("a", lambda _: 1e-5)}, budget=10, clock=clock)["a"]
+    timing = timer.measure({"a": clock.contestant("a", lambda _: 1e-5)}, budget=10, clock=clock, rest=no_rest)["a"]
     assert np.isclose(timing.minimum, 1e-5)
     assert clock.now > timer.FEWEST * timer.SHORTEST_SAMPLE * 0.9
 
