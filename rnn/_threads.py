@@ -6,12 +6,16 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
+_kernels: Any
 try:
-    from . import _kernels
+    # `from . import` would turn the module's absence into the same ImportError as any failure inside it
+    _kernels = import_module("._kernels", __package__)
 except ModuleNotFoundError:  # a source tree without a build: other backends still work, and this number means nothing
-    _kernels = None  # type: ignore[assignment]
+    _kernels = None
 
 __all__ = ["get_num_threads", "set_num_threads", "threads"]
 
@@ -34,7 +38,7 @@ def set_num_threads(n: int) -> None:
 
 def get_num_threads() -> int:
     """How many threads the kernels may use: RNN_NUM_THREADS, or what the process may run on, until it is set."""
-    return 1 if _kernels is None else _kernels.get_num_threads()
+    return 1 if _kernels is None else int(_kernels.get_num_threads())
 
 
 @contextmanager

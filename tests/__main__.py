@@ -18,6 +18,14 @@ for name in [name for name in os.environ if name.startswith("RNN_")]:
 
 import pytest  # noqa: E402
 
-arguments = sys.argv[1:]
-chosen = any(TESTS in Path(argument.partition("::")[0]).resolve().parents for argument in arguments)
+
+def absolute(argument: str) -> str:
+    """A path of a test in full, anything else as it is."""
+    path, colons, rest = argument.partition("::")
+    return f"{Path(path).resolve()}{colons}{rest}" if Path(path).exists() else argument
+
+
+arguments = [absolute(argument) for argument in sys.argv[1:]]
+chosen = any(TESTS in Path(argument.partition("::")[0]).parents for argument in arguments)
+os.chdir(TESTS)  # processes that tests start import the installed `rnn` too, and not the tree's
 raise SystemExit(pytest.main(arguments if chosen else [str(TESTS), *arguments]))

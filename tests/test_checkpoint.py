@@ -100,6 +100,7 @@ for number in range(10**9):
             assert process.stdout is not None
             process.stdout.readline()
             while not path.exists():
+                assert process.poll() is None
                 time.sleep(0.001)
             time.sleep(rng.uniform(0, 0.1))
             process.kill()
