@@ -11,9 +11,9 @@ SHORTEST_SAMPLE = 0.02
 """Seconds: below this a sample is several runs, or the clock and the call would be part of it."""
 AGREEMENT = 1.03
 FEWEST = 5
-REST = 0.05
-"""Seconds before each sample, in which the threads that the last contestant left spinning go to sleep (OpenBLAS keeps
-its own awake for some 10 to 25 ms after a product, on a processor that the next contestant wants)."""
+REST = 0.15
+"""Seconds before each sample, in which the threads that the last contestant left spinning go to sleep: OpenBLAS keeps
+its own awake for 2^28 cycles after a product, 0.1 s, on a processor that the next contestant wants."""
 
 
 class Timing(NamedTuple):
