@@ -34,7 +34,7 @@ def measure(
 ) -> dict[str, Timing]:
     """Time all contestants. Each takes a number of runs and returns the seconds that they took together.
 
-    After a run to warm up they take turns, until for each the best and third best sample agree within 3%, or `budget`
+    They take turns, each after a rest and a run to warm up, until for each the best and third best sample agree within 3%, or `budget`
     seconds are over.
     """
     end = clock() + budget
@@ -46,6 +46,7 @@ def measure(
     while not all(map(stable, samples.values())):
         for name, contestant in contestants.items():
             rest(REST)
+            contestant(1)  # threads of its own that fell asleep are up again: training is one step after another
             samples[name].append(contestant(runs[name]) / runs[name])
         if clock() > end:
             break
