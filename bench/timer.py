@@ -34,8 +34,8 @@ def measure(
 ) -> dict[str, Timing]:
     """Time all contestants. Each takes a number of runs and returns the seconds that they took together.
 
-    They take turns, each after a rest and a run to warm up, until for each the best and third best sample agree within 3%, or `budget`
-    seconds are over.
+    They take turns, each after a rest and a run to warm up, until for each the best and third best sample agree within
+    3%, or `budget` seconds are over.
     """
     end = clock() + budget
     runs = {}
