@@ -100,6 +100,14 @@ training = options(
     running,
 )
 
+max_frames = click.option(
+    "--max-frames",
+    type=click.IntRange(10),
+    default=MOST_FRAMES,
+    show_default=True,
+    metavar="N",
+    help="Frames read of each video.",
+)
 files = click.argument("more", nargs=-1, metavar="[PATH]...")
 
 
@@ -176,14 +184,7 @@ def train_sobel(
     metavar="N",
     help="Shorter side of the frames.  [default: pixels 48, frames 8]",
 )
-@click.option(
-    "--max-frames",
-    type=click.IntRange(10),
-    default=MOST_FRAMES,
-    show_default=True,
-    metavar="N",
-    help="Frames read of each video.",
-)
+@max_frames
 @files
 @training
 def train_frames(
@@ -325,14 +326,7 @@ def run_training(
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--images", multiple=True, metavar="PATH...", help="Pictures, for a model of the task sobel.")
 @click.option("--video", multiple=True, metavar="PATH...", help="Videos, for a model of the task frames.")
-@click.option(
-    "--max-frames",
-    type=click.IntRange(10),
-    default=MOST_FRAMES,
-    show_default=True,
-    metavar="N",
-    help="Frames read of each video.",
-)
+@max_frames
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
