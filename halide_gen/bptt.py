@@ -34,9 +34,7 @@ class BPTT:
         self.add_input("states", hl.InputBuffer(dtype, 3))  # (T + 1, N, H), from the forward pass
         self.add_input("d_output", hl.InputBuffer(dtype, 3))  # (T, N, O)
         self.add_input("d_states", hl.InputBuffer(dtype, 3))  # (T, N, H), dL/dh_t past the readout
-        self.add_input(
-            "d_state", hl.InputBuffer(dtype, 2)
-        )  # (N, H), dL/dh_T past the readout, added to the last d_states
+        self.add_input("d_state", hl.InputBuffer(dtype, 2))  # (N, H), to be added to the last of d_states
         self.add_output("d_x", hl.OutputBuffer(dtype, 3))  # (T, N, I)
         self.add_output("d_h0", hl.OutputBuffer(dtype, 2))  # (N, H)
         self.add_output("d_weight_ih", hl.OutputBuffer(dtype, 2))  # (H, I)
@@ -93,7 +91,7 @@ class BPTT:
             Projection(
                 start=lambda i, n, t: zero,
                 weight=Weight(lambda k, i: g.weight_ih[i, k], rows_of_k=False),
-                factor=lambda k, n, t: deltas(k, n, t),
+                factor=deltas,
                 extent=H,
             ),
             width=I,

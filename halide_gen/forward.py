@@ -56,9 +56,8 @@ class Forward:
                 Projection(
                     start=lambda j, n, s: g.bias_ih[j] + g.bias_hh[j],
                     weight=Weight(lambda k, j: g.weight_ih[k, j], rows_of_k=True),
-                    factor=lambda k, n, s: g.x[
-                        k, n, inside(hl.max(s - 1, 0), T)
-                    ],  # slot 0 is filled too, and then overwritten
+                    # slot 0 is filled too, and then overwritten
+                    factor=lambda k, n, s: g.x[k, n, inside(hl.max(s - 1, 0), T)],
                     extent=I,
                 )
             ],

@@ -22,9 +22,8 @@ from blocks import Layout, blocks, inside, layouts, mostly_inside, only_if
 from matmul import BlockedProjection, Panel, Projection, Value, Weight
 from schedules import Schedule
 
-SPLIT_UNITS = (
-    1 << 17
-)  # weights, from which on one step is worth 1 us for a fork and join: 1024 x 1024 gains 1.35 on 2 threads
+# Weights from which on one step is worth 1 us for a fork and join: 1024 x 1024 gains 1.35 on 2 threads.
+SPLIT_UNITS = 1 << 17
 
 Step = Callable[[list[hl.Expr], list[hl.Expr], list[hl.Expr]], tuple[list[hl.Expr], list[hl.Expr]]]
 
