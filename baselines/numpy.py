@@ -314,10 +314,12 @@ def set_threads(n: int) -> None:
     Raises ValueError for another BLAS, or if OpenBLAS has fewer threads than n.
     """
     library = _openblas()
+    before = library.scipy_openblas_get_num_threads64_()
     library.scipy_openblas_set_num_threads64_(n)
-    got = library.scipy_openblas_get_num_threads64_()
-    if got != n:
-        raise ValueError(f"n: expected as many threads as OpenBLAS has, {got} here, got {n}")
+    most = library.scipy_openblas_get_num_threads64_()
+    if most != n:
+        library.scipy_openblas_set_num_threads64_(before)
+        raise ValueError(f"n: expected at most the {most} threads that OpenBLAS was built for, got {n}")
 
 
 def versions() -> dict[str, str]:

@@ -134,8 +134,8 @@ class Network:
 
     def gradients(self, batch: Batch) -> dict[str, Array]:
         self._differentiate(batch)
-        leaves = {**self._weights, "x": batch.x}
-        return {name: leaf.grad.numpy() for name, leaf in leaves.items()}
+        gradients = {name: leaf.grad for name, leaf in {**self._weights, "x": batch.x}.items()}
+        return {name: gradient.numpy() for name, gradient in gradients.items() if gradient is not None}
 
     def weights(self) -> dict[str, Array]:
         return {name: weight.detach().numpy().copy() for name, weight in self._weights.items()}
@@ -154,7 +154,8 @@ class Network:
         """The loss; its gradients are in `.grad` of the weights and of x."""
         self._optimizer.zero_grad(set_to_none=True)
         batch.x.grad = None
-        output = self._readout(Layer.apply(self._cell, batch.x, *self._layer()))
+        states = Layer.apply(self._cell, batch.x, *self._layer())  # type: ignore[no-untyped-call]
+        output = self._readout(states)
         _, scale, skip = self._objective
         loss = scale * torch.nn.functional.mse_loss(output[skip:], batch.target[skip:])
         loss.backward()
@@ -172,12 +173,13 @@ def set_threads(n: int) -> None:
 
     Raises ValueError where the second number was another one already and work has begun: PyTorch sets it once.
     """
-    torch.set_num_threads(n)
-    if torch.get_num_interop_threads() != n:
+    before = torch.get_num_interop_threads()
+    if before != n:
         try:
             torch.set_num_interop_threads(n)
         except RuntimeError as reason:
-            raise ValueError(f"n: expected {torch.get_num_interop_threads()}, set already, got {n} ({reason})") from None
+            raise ValueError(f"n: expected {before}, with which PyTorch has begun, got {n} ({reason})") from None
+    torch.set_num_threads(n)
 
 
 def versions() -> dict[str, str]:

@@ -31,6 +31,11 @@ def forward(x: Array, weights: Mapping[str, Array]) -> tuple[Array, Array]:
     return states, states[1:] @ weights["weight_ho"].T + weights.get("bias_o", none)
 
 
+def slope(h: Array) -> Array:
+    """The derivative of tanh, in terms of its result."""
+    return 1 - h**2
+
+
 def steps_back(t: int, bptt_truncate: int | None) -> Iterator[int]:
     """The steps that output t is carried back through: t, t-1, ..., 0, at most `bptt_truncate` before t itself."""
     first = 0 if bptt_truncate is None else max(0, t - bptt_truncate)
@@ -51,7 +56,7 @@ def bptt(
                 gradients["bias_o"] += delta.sum(axis=0)
             delta = delta @ weights["weight_ho"]
         for step in steps_back(t, bptt_truncate):
-            delta = delta * (1 - states[step + 1] ** 2)
+            delta = delta * slope(states[step + 1])
             gradients["weight_ih_l0"] += delta.T @ x[step]
             gradients["weight_hh_l0"] += delta.T @ states[step]
             if "bias_ih_l0" in weights:
