@@ -10,9 +10,9 @@ from bench.environment import enter  # noqa: E402
 
 sys.path.remove(str(ROOT))  # at once: `rnn` is to be the installed one, with its kernels
 
-enter(("bench",))
+enter(("bench", *(["peers"] if "--peers" in sys.argv[1:] else [])))
 sys.path.append(str(ROOT / "tests"))  # the named problems and the tolerance, which tests and benches share
 
 from bench.command import main  # noqa: E402
 
-raise SystemExit(main())
+raise SystemExit(main(sys.argv[1:]))

@@ -1,11 +1,9 @@
-"""What is measured: both tasks in both readings and 1024 wide, and the shapes that the tests name.
-
-To add one is to add a line.
-"""
+"""What is measured: the tasks in all readings and widths, and the problems that the tests name."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import problems
@@ -14,64 +12,56 @@ from numpy.typing import NDArray
 import rnn
 import rnn.tasks
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 
 
 class Case(NamedTuple):
-    name: str
+    """A task to be learned."""
+
     task: str
     mode: str
-    size: int | None = None
-    """None: the default of the reading."""
-    epochs: int | None = None
-    """To be trained for; None: the default of the reading."""
-    judged: bool = True
-    """Whether training goes far enough for an error on what was held out to mean anything."""
-
-
-CASES = [
-    Case("sobel rows", "sobel", "rows"),
-    Case("sobel columns", "sobel", "columns"),
-    Case("sobel columns, 1024 wide", "sobel", "columns", size=1024, epochs=3, judged=False),
-    Case("frames pixels", "frames", "pixels"),
-    Case("frames frames", "frames", "frames"),
-    Case("frames frames, 1024 wide", "frames", "frames", size=32, epochs=3, judged=False),
-]
-
-SHAPES = problems.SPEED
-
-
-class Step(NamedTuple):
-    """The arrays of one training step: forward, then BPTT of `d_output`."""
-
-    name: str
-    layer: rnn.RNN
-    x: Array
-    d_output: Array
 
     @property
-    def problem(self) -> problems.Problem:
-        T, N, I = self.x.shape
-        return problems.Problem(self.name, T, N, I, self.layer.hidden_size, self.layer.output_size)
+    def name(self) -> str:
+        return f"{self.task} {self.mode}"
 
 
-def task_of(case: Case, seed: int = 0) -> rnn.tasks.Task:
+LEARNED = [Case("sobel", "rows"), Case("sobel", "columns"), Case("frames", "pixels"), Case("frames", "frames")]
+
+WIDTHS = {
+    Case("sobel", "columns"): {size: size for size in (16, 32, 64, 128, 256, 512, 1024)},
+    Case("frames", "frames"): {size**2: size for size in (4, 8, 16, 32)},
+}
+"""Inputs of a reading -> its size: pixels of a column, or of a frame's side."""
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One training step: a network from these weights, on x (T, N, I), towards the target (T, N, O)."""
+
+    problem: problems.Problem
+    weights: dict[str, Array]
+    x: Array
+    target: Array
+
+
+def task_of(case: Case, size: int | None = None, seed: int = 0) -> rnn.tasks.Task:
     rng = np.random.default_rng(seed)
-    if case.task == "sobel":
-        return rnn.tasks.sobel_task(case.mode, size=case.size, rng=rng)
-    return rnn.tasks.frames_task(case.mode, size=case.size, rng=rng)
+    make = rnn.tasks.sobel_task if case.task == "sobel" else rnn.tasks.frames_task
+    return make(case.mode, size=size, rng=rng)
 
 
-def step_of_case(case: Case) -> Step:
+def step_of_case(case: Case, size: int | None = None) -> Step:
     """The first batch of a task, and a layer that isn't trained yet (with a readout that isn't 0)."""
-    task = task_of(case)
+    task = task_of(case, size)
     how = rnn.tasks.recipe(case.mode, task.size)
     x, target = (np.ascontiguousarray(array[:, : how.batch]) for array in task.training[0])
-    _, d_output = task.loss()(np.zeros_like(target), target)
-    return Step(case.name, rnn.RNN(task.width, how.hidden, task.width, seed=0), x, d_output)
+    T, N, I = x.shape
+    problem = problems.Problem(f"{case.name}, {I} wide", T, N, I, how.hidden, I)
+    return Step(problem, problem.layer(0).weights, x, target)
 
 
-def step_of_shape(problem: problems.Problem) -> Step:
+def step_of(problem: problems.Problem) -> Step:
+    """Random data for a shape."""
     data = problems.data(problem)
-    layer = problem.layer()
-    return Step(problem.name, layer, data.x, data.d_output)
+    return Step(problem, data.weights, data.x, data.d_output)

@@ -5,71 +5,123 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rnn import _threads
+from rnn.baselines import theano_environment
 
-from . import machine, plots, runner, table
-from .cases import CASES, SHAPES, step_of_case, step_of_shape
+from . import compare, machine, plots, report, results, table
+from .implementations import PEERS, RIVALS
+from .measures import MEASURES
+from .runner import Session, WorkerFailed
 
 ROOT = Path(__file__).resolve().parent.parent
-BUDGET = 1.5
-"""Seconds to time one pass of one problem with one number of threads."""
+BUDGET = 1.0
+"""Seconds to time one pass of one problem, with one number of threads, on all implementations."""
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
+    if arguments[:1] == ["compare"]:
+        return main_compare(arguments[1:])
     parser = argparse.ArgumentParser(
         prog="python3 bench",
-        description="Train and time both tasks on every implementation, and plot it (4 to 5 minutes).",
+        description="Measure and plot everything, or what is named; compare OLD.csv NEW.csv: what got slower.",
     )
+    names = ", ".join(MEASURES)
+    parser.add_argument("name", nargs="*", choices=[*MEASURES, []], metavar="NAME", help=f"of {names}; default: all")
     parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder for all files (default: results)")
-    parser.add_argument("--quick", action="store_true", help="in half a minute: short training, rough times")
+    parser.add_argument("--quick", action="store_true", help="a third of the problems, short training")
+    parser.add_argument("--peers", action="store_true", help="PyTorch, JAX and PyTensor too (installs them)")
+    parser.add_argument("--json", action="store_true", help="print a line of JSON a figure, and no tables")
     chosen = parser.parse_args(arguments)
     try:
-        return run(chosen.out, quick=chosen.quick)
+        run(chosen.name or list(MEASURES), chosen.out, quick=chosen.quick, peers=chosen.peers, as_json=chosen.json)
     except KeyboardInterrupt:
-        say("stopped; nothing was written")
+        say("stopped; what was finished is written")
         return 130
-    except runner.WorkerFailed as error:
+    except (WorkerFailed, ImportError, ValueError) as error:  # a package or data that is missing says what to do
         say(f"error: {error}")
-    except (ImportError, ValueError) as error:  # a package or data that is missing says what to do
-        say(f"error: {error}")
-    return 1
+        return 1
+    return 0
 
 
-def run(out: Path, *, quick: bool) -> int:
+def main_compare(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python3 bench compare", description="What got slower, beyond the noise.")
+    parser.add_argument("old", type=Path, metavar="OLD.csv")
+    parser.add_argument("new", type=Path, metavar="NEW.csv")
+    chosen = parser.parse_args(arguments)
+    try:
+        print(compare.compare(chosen.old, chosen.new))
+    except (OSError, ValueError) as error:
+        say(f"error: {error}")
+        return 1
+    return 0
+
+
+def run(names: Sequence[str], out: Path, *, quick: bool, peers: bool, as_json: bool) -> None:
     start = time.monotonic()
-    out.mkdir(parents=True, exist_ok=True)
-    most = _threads.default_threads()
-    counts = sorted({1, most})
-    card = machine.card(counts)
-    footer = machine.text(card)
-    say(footer)
-    results = runner.Results()
 
     def step(line: str) -> None:
         say(f"[{time.monotonic() - start:4.0f} s] {line}")
 
-    step("reading pictures and videos")
-    cases = [case._replace(epochs=2) for case in CASES if case.epochs is None] if quick else CASES
-    shapes = SHAPES[:2] if quick else SHAPES
-    steps = [*map(step_of_case, cases), *map(step_of_shape, shapes)]
-    for threads in counts:
-        runner.time_steps(steps, threads, 0.2 if quick else BUDGET, results, step)
-    files = runner.learn(cases, most, out, footer, results, step)
+    out.mkdir(parents=True, exist_ok=True)
+    absent = {}
+    try:
+        theano_environment.make(step)
+    except theano_environment.NoTheano as error:
+        absent["theano"] = str(error).removeprefix("theano: ")
+        step(f"NOT MEASURED: {error}")
+    processors = machine.processors(_threads.default_threads())
+    step("measuring what the machine can do")
+    counts = sorted({1, len(processors)})
+    limits = {count: machine.limits(processors[-count:]) for count in counts}
+    session = Session(
+        out,
+        processors,
+        RIVALS + (PEERS if peers else ()),
+        0.3 if quick else BUDGET,
+        quick,
+        limits,
+        step,
+        machine.card(limits),
+        absent=absent,
+    )
+    sections = []
+    for name in (name for name in MEASURES if name in names):
+        MEASURES[name](session)
+        made = write(name, session)
+        pictures = [path for path in made if path.suffix == ".png"]
+        sections.append(report.Section(name, pictures, report.tables(name, session)))
+        report.write(out, session, sorted(sections, key=lambda section: list(plots.DRAW).index(section.name)))
+    step(f"done: {out}/report.html, report.md, a CSV, a PNG and an SVG each of {', '.join(s.name for s in sections)}")
 
-    step("drawing")
-    table.write_steps(out / "steps.csv", results, card)
-    table.write_training(out / "training.csv", results, card)
-    files += [out / "steps.csv", out / "training.csv", *plots.draw(out, results, footer)]
-
-    print("\nfiles")
-    for path in sorted(files):
-        print(f"  {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
-    print(f"\n{table.steps_text(results)}\n\n{table.training_text(results)}")
-    for name, reason in results.absent.items():
+    if as_json:
+        print(table.json_lines(session.rows))
+        return
+    for section in sections:
+        for one, note in section.tables:
+            print(f"\n{section.name}\n\n{table.aligned(one)}\n{note}")
+    for line in report.summary(session):
+        print(f"\n{line}")
+    for name, reason in session.absent.items():
         print(f"\nNOT MEASURED: {name}: {reason}")
-    return 0
+
+
+def write(name: str, session: Session) -> list[Path]:
+    """The CSV file and the pictures of one benchmark."""
+    records: Sequence[Any]
+    if name == "tasks":
+        records = [results.Epoch(*epoch) for curve in session.curves for epoch in curve.epochs()]
+    elif name == "memory":
+        records = session.memory
+    elif name == "first-step":
+        records = session.first_steps
+    else:
+        records = [row for row in session.rows if row.benchmark == name]
+    made = [results.write(session.out / f"{name}.csv", session.card, session.absent, records)]
+    return made + plots.draw(name, session)
 
 
 def say(line: str) -> None:

@@ -3,49 +3,68 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
+PEAK = ROOT / "bench" / "peak.py"
 
 
-def card(threads: list[int]) -> dict[str, str]:
+class Limits(NamedTuple):
+    """What the machine reached on some threads, see `peak.py`."""
+
+    gflops: float
+    gbytes: float
+    """A second, to and from memory."""
+
+
+def processors(most: int) -> list[int]:
+    """At most so many of those that this process may use, the last ones."""
+    return sorted(os.sched_getaffinity(0))[-most:]
+
+
+def limits(processors: Sequence[int]) -> Limits:
+    """Measure them on these processors, one thread on each."""
+    command = [sys.executable, str(PEAK), ",".join(map(str, processors))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"{PEAK.name}: {done.stderr.strip().splitlines()[-1]}")
+    return Limits(**json.loads(done.stdout))
+
+
+def card(measured: Mapping[int, Limits]) -> dict[str, str]:
     """Name -> value, in the order to be shown."""
-    from rnn import _threads
-
     try:
         from rnn import _kernels
 
         instructions = _kernels.instruction_set()
     except ImportError as reason:
         instructions = f"no kernels: {reason}"
+    peaks = (f"{m.gflops:.0f} GFLOP/s, {m.gbytes:.1f} GB/s (threads: {n})" for n, m in measured.items())
     return {
         "cpu": _cpu(),
-        "cores": f"{_threads.default_threads()} of {os.cpu_count()} cores usable",
-        "instruction set of the kernels": instructions,
-        "threads": " and ".join(map(str, threads)),
+        "cores": f"{max(measured)} of {os.cpu_count()} cores used",
+        "instruction set": instructions,
+        "measured peak": "; ".join(peaks),
+        "threads": " and ".join(map(str, measured)),
         "python": platform.python_version(),
-        "halide-rnn": _version("halide-rnn"),
-        "numpy": f"{np.__version__} with {_blas()}",
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
 
-def text(card: dict[str, str]) -> str:
-    """Two lines, for the foot of a plot."""
-    return (
-        f"{card['cpu']}, {card['cores']}; kernels: {card['instruction set of the kernels']}; "
-        f"threads: {card['threads']}\n"
-        f"Python {card['python']}; halide-rnn {card['halide-rnn']}, commit {card['commit']}; "
-        f"NumPy {card['numpy']}; {card['date']}"
-    )
+def text(card: Mapping[str, str]) -> str:
+    """For the foot of a plot."""
+    machine = f"{card['cpu']}, {card['cores']}, {card['instruction set']}; measured peak {card['measured peak']}"
+    known = ("cpu", "cores", "instruction set", "measured peak", "threads", "python", "commit", "date")
+    libraries = "; ".join(f"{name}: {versions}" for name, versions in card.items() if name not in known)
+    return f"{machine}\n{libraries}\nPython {card['python']}, commit {card['commit']}, {card['date']}"
 
 
 def _cpu() -> str:
@@ -55,19 +74,6 @@ def _cpu() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
-
-
-def _blas() -> str:
-    config: Any = np.show_config(mode="dicts")
-    blas = config["Build Dependencies"]["blas"]
-    return f"{blas.get('name', 'an unknown BLAS')} {blas.get('version', '')}".strip()
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _commit() -> str:

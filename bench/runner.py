@@ -1,235 +1,181 @@
-"""Starts the workers, checks that they agree, has them timed in turns, and has them learn."""
+"""Starts the workers, checks what they compute, and has them timed in turns."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-from tolerance import assert_close, tolerance
+import problems
+
+import rnn.tasks
+from rnn.baselines.network import Objective
+from rnn.baselines.remote import Remote, RemoteError
+from rnn.baselines.theano_environment import NoTheano
 
 from . import timer
-from .cases import Case, Step
+from .cases import Array, Step
+from .check import check, expected
+from .implementations import IMPLEMENTATIONS, command
+from .machine import Limits
+from .results import Curve, FirstStep, Memory, Row
 
-WORKER = Path(__file__).resolve().parent / "worker.py"
-REFERENCE = "numpy"
-IMPLEMENTATIONS = ("halide", REFERENCE)
+WORKER = str(Path(__file__).resolve().parent / "worker.py")
 PASSES = ("forward", "train")
 THREAD_VARIABLES = ("RNN_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
-
-
-class Row(NamedTuple):
-    """One measured figure."""
-
-    case: str
-    T: int
-    N: int
-    I: int
-    H: int
-    O: int
-    pass_: str
-    threads: int
-    implementation: str
-    seconds_min: float
-    seconds_median: float
-    samples: int
-    stable: bool
-    ratio: float
-    """Seconds of the reference over these, of the same run: above 1 is faster than the reference."""
-
-
-class Curve(NamedTuple):
-    """One training run."""
-
-    case: str
-    implementation: str
-    threads: int
-    loss: list[float]
-    seconds: list[float]
-    """Of each epoch."""
-    error: float | None
-    """Relative RMSE on what was held out; None if it wasn't trained to the end."""
-    linear: float | None
-    """That of the best linear predictor of the current input alone."""
-
-
-@dataclass
-class Results:
-    rows: list[Row] = field(default_factory=list)
-    curves: list[Curve] = field(default_factory=list)
-    absent: dict[str, str] = field(default_factory=dict)
-    """Implementation -> why it wasn't measured. To be said wherever its figures would be."""
+RATE = 1e-4
+"""Learning rate of the steps that are timed: nothing that matters happens to the weights."""
 
 
 class WorkerFailed(Exception):
-    """A worker could not do what it was asked for; the message says why."""
+    """A worker could not do what it was asked for, or did it wrong; the message says who, what and why."""
 
 
 class Absent(Exception):
     """An implementation can't run here; the message says why."""
 
 
-class WorkerProcess:
-    """The near end of `worker.py`."""
+class Worker(Remote):
+    """The near end of `worker.py`: one implementation on these processors. Raises Absent."""
 
-    def __init__(self, implementation: str, threads: int) -> None:
-        self.implementation = implementation
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("RNN_")}
-        environment |= dict.fromkeys(THREAD_VARIABLES, str(threads))
-        self.process = subprocess.Popen(
-            [sys.executable, str(WORKER), implementation],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        first = self._read()
-        if "absent" in first:
-            self.close()
-            raise Absent(first["absent"])
-
-    def ask(self, tell: Callable[[dict[str, Any]], None] | None = None, **request: Any) -> dict[str, Any]:
-        """One request; `tell` gets what comes before the last answer. Raises WorkerFailed."""
-        assert self.process.stdin is not None
+    def __init__(self, name: str, processors: Sequence[int], **environment: str) -> None:
+        implementation = IMPLEMENTATIONS[name]
+        self.name = name
+        self.threads = len(processors)
         try:
-            self.process.stdin.write(json.dumps(request) + "\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            raise WorkerFailed(f"{self.implementation}: the worker ended with status {self.process.wait()}") from None
-        answer = self._read()
-        while "epoch" in answer:
-            if tell:
-                tell(answer)
-            answer = self._read()
-        if "error" in answer and len(answer) == 1:
-            raise WorkerFailed(f"{self.implementation}: {answer['error']}")
-        return answer
+            interpreter = command(name)
+        except NoTheano as reason:
+            raise Absent(str(reason).removeprefix(f"{name}: ")) from None
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("RNN_")}
+        if folder := os.environ.get("RNN_THEANO"):
+            inherited["RNN_THEANO"] = folder
+        numbers = ",".join(map(str, processors))
+        super().__init__(
+            [*interpreter, WORKER, implementation.module, numbers, implementation.backend, implementation.option],
+            {**inherited, **dict.fromkeys(THREAD_VARIABLES, str(len(processors))), **environment},
+        )
+        try:
+            started = self.ask("start")
+        except WorkerFailed as reason:
+            raise Absent(str(reason)) from None
+        if "absent" in started:
+            self.close()
+            raise Absent(started["absent"])
+        self.versions: dict[str, str] = started["versions"]
+        self.resident: float = started["resident"]
 
-    def _read(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise WorkerFailed(f"{self.implementation}: the worker ended with status {self.process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+    def ask(self, do: str, *arguments: Any, **values: Any) -> Any:
+        """As Remote.ask; raises WorkerFailed."""
+        try:
+            return super().ask(do, *arguments, **values)
+        except RemoteError as reason:
+            raise WorkerFailed(f"{self.name}: {do}: {reason}") from None
 
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
+    def create(self, step: Step, objective: Objective = Objective()) -> float:  # noqa: B008
+        """Make the network of a step in the worker; the seconds that took there, compiling included."""
+        arrays = {**step.weights, "x": step.x, "target": step.target}
+        return float(self.ask("create", arrays, cell=step.problem.cell, objective=list(objective))["seconds"])
 
-
-@contextlib.contextmanager
-def workers(threads: int, results: Results) -> Iterator[dict[str, WorkerProcess]]:
-    """A worker for each implementation that can run here; the others go into `results.absent`."""
-    with contextlib.ExitStack() as stack:
-        started = {}
-        for implementation in IMPLEMENTATIONS:
-            try:
-                started[implementation] = worker = WorkerProcess(implementation, threads)
-            except (Absent, WorkerFailed) as reason:
-                results.absent[implementation] = str(reason)
-            else:
-                stack.callback(worker.close)
-        yield started
+    def timed(self, which: str) -> Callable[[int], float]:
+        return lambda runs: float(self.ask("time", which=which, rate=RATE, runs=runs)["seconds"])
 
 
-def time_steps(
-    steps: Sequence[Step], threads: int, budget: float, results: Results, say: Callable[[str], None]
-) -> None:
-    """Time forward passes and whole training steps of all implementations; `budget` seconds for each pass."""
-    with tempfile.TemporaryDirectory() as folder, workers(threads, results) as started:
-        for step in steps:
-            file = Path(folder) / "step.npz"
-            save_step(file, step)
-            for worker in started.values():
-                worker.ask(do="load", file=str(file))
-            check(step, started, Path(folder))
-            for which in PASSES:
-                timings = timer.measure(
-                    {name: asking(worker, which) for name, worker in started.items()},
-                    budget,
-                )
-                reference = timings[REFERENCE].minimum
-                problem = step.problem
-                for name, taken in timings.items():
-                    ratio = reference / taken.minimum
-                    sizes = (problem.T, problem.N, problem.I, problem.H, problem.O or 0)
-                    results.rows.append(Row(step.name, *sizes, which, threads, name, *taken, ratio))
-                figures = ", ".join(f"{name} {1000 * taken.minimum:.3g} ms" for name, taken in timings.items())
-                say(f"{step.name}, {which}, {threads} thread{'s' * (threads > 1)}: {figures}")
+@dataclass
+class Session:
+    """What one run of the benchmark shares."""
 
+    out: Path
+    processors: list[int]
+    """That may be used, one thread on each."""
+    rivals: tuple[str, ...]
+    budget: float
+    """Seconds to time one pass of one problem on all implementations."""
+    quick: bool
+    limits: Mapping[int, Limits]
+    """Of the machine, by threads."""
+    say: Callable[[str], None]
+    card: dict[str, str]
+    rows: list[Row] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
+    memory: list[Memory] = field(default_factory=list)
+    first_steps: list[FirstStep] = field(default_factory=list)
+    learned: dict[str, tuple[rnn.tasks.Task, list[Array]]] = field(default_factory=dict)
+    """Case -> its data, and what we made of the held-out part."""
+    absent: dict[str, str] = field(default_factory=dict)
+    """Implementation -> why it wasn't measured. To be said wherever its figures would be."""
 
-def asking(worker: WorkerProcess, which: str) -> Callable[[int], float]:
-    return lambda runs: float(worker.ask(do="time", which=which, runs=runs)["seconds"])
+    @property
+    def counts(self) -> list[int]:
+        """Numbers of threads to measure: one and all."""
+        return sorted({1, len(self.processors)})
 
+    def some(self, problems: Sequence[Any], each: int) -> Sequence[Any]:
+        """All, or with --quick one in `each`."""
+        return problems[::each] if self.quick else problems
 
-def save_step(file: Path, step: Step) -> None:
-    arrays: dict[str, Any] = {"config": json.dumps(step.layer.config()), "x": step.x, "d_output": step.d_output}
-    np.savez(file, **(arrays | step.layer.weights))
+    def last(self, threads: int) -> list[int]:
+        """So many of the processors: the last ones, since most of the system's own work lands on the first."""
+        return self.processors[-threads:]
 
+    @contextlib.contextmanager
+    def crew(self, names: Sequence[str], processors: Sequence[int]) -> Iterator[dict[str, Worker]]:
+        """A process on these processors for each implementation that can run here; the others go to `absent`."""
+        with contextlib.ExitStack() as stack:
+            started = {}
+            for name in names:
+                try:
+                    started[name] = worker = stack.enter_context(Worker(name, processors))
+                except Absent as reason:
+                    self.absent[name] = str(reason)
+                else:
+                    self.card[name] = ", ".join(map(" ".join, worker.versions.items()))
+            yield started
 
-def check(step: Step, started: dict[str, WorkerProcess], folder: Path) -> None:
-    """Raise WorkerFailed unless all agree with the reference: what is wrong isn't worth timing."""
-    found = {}
-    for name, worker in started.items():
-        file = folder / f"{name}.npz"
-        worker.ask(do="results", file=str(file))
-        with np.load(file) as arrays:
-            found[name] = {array: arrays[array] for array in arrays.files}
-    for name, arrays in found.items():
-        for array, want in found[REFERENCE].items():
-            try:
-                assert_close(array, arrays[array], want, tolerance(step.problem, backward=array != "output"))
-            except AssertionError as reason:
-                raise WorkerFailed(f"{name} differs from {REFERENCE} on {step.name!r}: {reason}") from None
+    @contextlib.contextmanager
+    def crews(self, names: Sequence[str]) -> Iterator[list[dict[str, Worker]]]:
+        """A crew for each number of threads to be measured."""
+        with contextlib.ExitStack() as stack:
+            yield [stack.enter_context(self.crew(names, self.last(count))) for count in self.counts]
 
+    def measure(
+        self,
+        benchmark: str,
+        crews: Sequence[Mapping[str, Worker]],
+        step: Step,
+        passes: Sequence[str] = PASSES,
+    ) -> list[Row]:
+        """Check every worker on a step, then time those of each crew in turns."""
+        want = expected(step)
+        made = []
+        for crew in crews:
+            for worker in crew.values():
+                worker.create(step)
+                try:
+                    check(worker, step, want)
+                except AssertionError as reason:
+                    raise WorkerFailed(f"{worker.name} is not the reference on {step.problem}: {reason}") from None
+            for which in passes:
+                made += self.time(benchmark, crew, step.problem, which)
+        return made
 
-def learn(
-    cases: Sequence[Case],
-    threads: int,
-    out: Path,
-    footer: str,
-    results: Results,
-    say: Callable[[str], None],
-) -> list[Path]:
-    """Train each case on each implementation; returns the pictures that the first one of them drew."""
-    drawn: list[Path] = []
-    with workers(threads, results) as started:
-        for case in cases:
-            for number, (name, worker) in enumerate(started.items()):
-                stem = out / f"learned-{case.task}-{case.mode}"
-                pictures = [stem.with_suffix(end) for end in (".png", ".svg")] if number == 0 and case.judged else []
+    def time(self, benchmark: str, crew: Mapping[str, Worker], problem: problems.Problem, which: str) -> list[Row]:
+        """Time the workers of a crew in turns, on what they were given last."""
+        timings = timer.measure({name: worker.timed(which) for name, worker in crew.items()}, self.budget)
+        threads = next(iter(crew.values())).threads
+        made = [self.row(benchmark, problem, which, threads, name, timing) for name, timing in timings.items()]
+        figures = ", ".join(f"{row.implementation} {1000 * row.seconds_min:.3g} ms" for row in made)
+        self.say(f"{benchmark}: {problem.name}, {which}, {threads} thread{'s' * (threads > 1)}: {figures}")
+        self.rows += made
+        return made
 
-                def tell(answer: dict[str, Any], what: str = f"{case.name}, {name}") -> None:
-                    if answer["epoch"] % max(1, answer["epochs"] // 3) == 0:
-                        say(f"{what}: epoch {answer['epoch']} of {answer['epochs']}")
-
-                answer = worker.ask(
-                    tell,
-                    do="learn",
-                    task=case.task,
-                    mode=case.mode,
-                    size=case.size,
-                    epochs=case.epochs,
-                    judged=case.judged,
-                    pictures=[str(path) for path in pictures],
-                    footer=footer,
-                )
-                drawn += pictures
-                curve = Curve(
-                    case.name, name, threads, answer["loss"], answer["seconds"], answer["error"], answer["linear"]
-                )
-                results.curves.append(curve)
-    return drawn
+    def row(
+        self, benchmark: str, p: problems.Problem, which: str, threads: int, name: str, timing: timer.Timing
+    ) -> Row:
+        gflop = 2e-9 * p.multiplications * (3 if which == "train" else 1)
+        sizes = (p.T, p.N, p.I, p.H, p.O or 0)
+        gflops = gflop / timing.minimum
+        speed = (gflop, gflops, gflops / self.limits[threads].gflops)
+        return Row(benchmark, p.name, p.cell, *sizes, which, threads, name, *timing, *speed)

@@ -9,11 +9,13 @@ from typing import NamedTuple
 
 SHORTEST_SAMPLE = 0.02
 """Seconds: below this a sample is several runs, or the clock and the call would be part of it."""
-AGREEMENT = 1.03
+AGREEMENT = 0.03
 FEWEST = 5
 REST = 0.15
 """Seconds before each sample, in which the threads that the last contestant left spinning go to sleep: OpenBLAS keeps
 its own awake for 2^28 cycles after a product, 0.1 s, on a processor that the next contestant wants."""
+AWAKE = 0.4
+"""Seconds from which on a run needs none before it to wake its own threads: that takes 0.01 s."""
 
 
 class Timing(NamedTuple):
@@ -21,9 +23,13 @@ class Timing(NamedTuple):
 
     minimum: float
     median: float
+    noise: float
+    """By how much the third best sample exceeds the best, as a share of it."""
     samples: int
-    stable: bool
-    """Whether the best and the third best sample agree within 3%."""
+
+    @property
+    def stable(self) -> bool:
+        return self.samples >= FEWEST and self.noise <= AGREEMENT
 
 
 def measure(
@@ -35,26 +41,28 @@ def measure(
     """Time all contestants. Each takes a number of runs and returns the seconds that they took together.
 
     They take turns, each after a rest and a run to warm up, until for each the best and third best sample agree within
-    3%, or `budget` seconds are over.
+    3%, or `budget` seconds are over; two samples each they get in any case.
     """
     end = clock() + budget
-    runs = {}
+    once = {}
     for name, contestant in contestants.items():
         contestant(1)
-        runs[name] = max(1, round(SHORTEST_SAMPLE / max(contestant(1), 1e-7)))
+        once[name] = max(contestant(1), 1e-7)
     samples: dict[str, list[float]] = {name: [] for name in contestants}
-    while not all(map(stable, samples.values())):
+    while True:
         for name, contestant in contestants.items():
+            runs = max(1, round(SHORTEST_SAMPLE / once[name]))
             rest(REST)
-            contestant(1)  # threads of its own that fell asleep are up again: training is one step after another
-            samples[name].append(contestant(runs[name]) / runs[name])
-        if clock() > end:
-            break
-    return {
-        name: Timing(min(taken), statistics.median(taken), len(taken), stable(taken)) for name, taken in samples.items()
-    }
+            if once[name] < AWAKE:
+                contestant(1)  # threads of its own that fell asleep are up again: training is one step after another
+            samples[name].append(contestant(runs) / runs)
+        timings = {name: timing(taken) for name, taken in samples.items()}
+        enough = all(one.samples > 1 for one in timings.values())
+        if enough and (clock() > end or all(one.stable for one in timings.values())):
+            return timings
 
 
-def stable(samples: list[float]) -> bool:
+def timing(samples: list[float]) -> Timing:
     best = sorted(samples)
-    return len(best) >= FEWEST and best[2] <= AGREEMENT * best[0]
+    third = best[min(2, len(best) - 1)]
+    return Timing(best[0], statistics.median(best), third / best[0] - 1, len(best))

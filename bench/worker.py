@@ -1,107 +1,128 @@
-"""One implementation in a process of its own: reads a request a line from standard input, answers a line each.
+"""One implementation in a process of its own: the far end of `runner.Worker`.
 
-Requests and answers are JSON. It is started as a script, with the threads set in its environment before NumPy loads.
+    python worker.py MODULE PROCESSORS BACKEND OPTION (and what baselines.remote adds)
 
-    {"do": "load", "file": F}                  arrays of a training step (see `runner.save_step`)
-    {"do": "time", "which": W, "runs": R}      -> {"seconds": of R runs together}; W is "forward" or "train"
-    {"do": "results", "file": F}               writes the output and all gradients to F
-    {"do": "learn", "task": ..., ...}          -> {"epoch": ...} lines, then {"loss": ..., "seconds": ..., ...}
+PROCESSORS, such as "0,1", are those that it may run on, one thread on each. It sees NumPy and what the implementation
+needs, nothing else: Theano's Python has no `rnn`.
 """
 
-from __future__ import annotations
-
-import json
-import os
-import sys
 import time
-from pathlib import Path
-from typing import Any
 
-import numpy as np
+START = time.perf_counter()  # before anything is imported: `first_step` counts from here
 
-import rnn
-import rnn.tasks
+import importlib  # noqa: E402
+import os  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+HERE = str(Path(__file__).resolve().parent)
+ROOT = str(Path(HERE).parent)
+MEBIBYTE = 2**20
+
+
+def load(name: str) -> Any:
+    """A module of this tree. Only while it loads, the tree is on the path: `rnn` is to be the installed one."""
+    sys.path.insert(0, ROOT)
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(ROOT)
 
 
 class Worker:
-    def __init__(self, answers: Any) -> None:
-        self.answers = answers
+    """The methods are the requests; see baselines/remote.py for how arrays and values come and go."""
 
-    def answer(self, **values: Any) -> None:
-        print(json.dumps(values), file=self.answers, flush=True)
+    def __init__(self, module: str, processors: list[int], backend: str, option: str) -> None:
+        self.module, self.processors, self.backend, self.option = module, processors, backend, option
 
-    def load(self, file: str) -> None:
-        with np.load(file) as arrays:
-            stored = {name: arrays[name] for name in arrays.files}
-        config = json.loads(str(stored.pop("config")))
-        self.x, self.d_output = stored.pop("x"), stored.pop("d_output")
-        self.layer = rnn.RNN.from_weights(config, stored)
-        self.answer()
-
-    def time(self, which: str, runs: int) -> None:
-        backwards = which == "train"
-        layer, x, d_output = self.layer, self.x, self.d_output
-        start = time.perf_counter()
-        for _ in range(runs):
-            run = layer.forward(x)
-            if backwards:
-                layer.bptt(run, d_output)
-        self.answer(seconds=time.perf_counter() - start)
-
-    def results(self, file: str) -> None:
-        run = self.layer.forward(self.x)
-        gradients = self.layer.bptt(run, self.d_output)
-        arrays: dict[str, Any] = {"output": run.output, "d_x": gradients.x, "d_h0": gradients.h0}
-        np.savez(file, **(arrays | gradients.weights))
-        self.answer()
-
-    def learn(
-        self, task: str, mode: str, size: int | None, epochs: int | None, judged: bool, pictures: list[str], footer: str
-    ) -> None:
-        """Train with the defaults (but for `epochs`), and if wanted judge and draw what was learned."""
-        rng = np.random.default_rng(0)
-        if task == "sobel":
-            data = rnn.tasks.sobel_task(mode, size=size, rng=rng)
-        else:
-            data = rnn.tasks.frames_task(mode, size=size, rng=rng)
-        how = rnn.tasks.recipe(mode, data.size)
-        how = how._replace(epochs=epochs or how.epochs)
-        layer = rnn.tasks.make_layer(data, how.hidden, seed=0)
-
-        def tell(progress: rnn.Progress) -> None:
-            if progress.finished:
-                self.answer(epoch=progress.epoch, epochs=progress.epochs)
-
-        history = rnn.tasks.train(layer, data, how, seed=0, callbacks=[tell])
-        error = linear = None
-        if judged:
-            result = rnn.tasks.judge(layer, data)
-            error, linear = result.relative_rmse, result.linear
-            title = f"{task} {mode}: held out, never trained on."
-            for path in pictures:
-                rnn.tasks.draw_panels(path, task, data.lag, data.test, result.outputs, title=title, footer=footer)
-        self.answer(loss=history.loss, seconds=history.seconds, error=error, linear=linear, hidden=how.hidden)
-
-
-def main(name: str) -> None:
-    # Only answers may get to standard output.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    worker = Worker(answers)
-    try:
-        rnn.backend.use(name)
-    except (ImportError, ValueError) as error:
-        worker.answer(absent=str(error))
-        return
-    worker.answer(threads=rnn.get_num_threads(), schedule=rnn.backend.current().schedule)
-    for line in sys.stdin:
-        request = json.loads(line)
+    def start(self, arrays: Any, tell: Any) -> dict[str, Any]:
+        """Import the library. Answers its versions, or {"absent": why it can't run here}."""
         try:
-            getattr(worker, request.pop("do"))(**request)
-        except Exception as error:
-            worker.answer(error=f"{type(error).__name__}: {error}")
+            self.library = load(self.module)
+            self.library.set_threads(len(self.processors))
+            if self.backend:
+                import rnn
+
+                name, _, schedule = self.backend.partition(" ")
+                rnn.backend.use(name, schedule=schedule or None)
+        except ImportError as error:
+            return {"absent": str(error)}
+        return {"versions": self.library.versions(), "resident": resident("VmRSS")}
+
+    def create(self, arrays: Any, tell: Any, cell: str, objective: list[Any]) -> dict[str, Any]:
+        """A network from its weights; with "x" and "target" also the batch that the requests below work on."""
+        network = load("baselines.network")
+        arrays = {name: array.copy() for name, array in arrays.items()}
+        x, target = arrays.pop("x", None), arrays.pop("target", None)
+        options = {"bptt_truncate": int(self.option)} if self.option else {}
+        start = time.perf_counter()
+        self.network = self.library.Network(cell, arrays, network.Objective(*objective), **options)
+        self.batch = None if x is None else self.network.batch(x, target)
+        return {"seconds": time.perf_counter() - start}
+
+    def forward(self, arrays: Any, tell: Any) -> Any:
+        import numpy as np
+
+        return {}, {"output": np.asarray(self.network.forward(self.batch))}
+
+    def gradients(self, arrays: Any, tell: Any) -> Any:
+        return {}, self.network.gradients(self.batch)
+
+    def train(self, arrays: Any, tell: Any, rate: float) -> Any:
+        """One step. Answers the loss before it and the weights after it, and the seconds since this process began."""
+        loss = self.network.train(self.batch, rate)
+        return {"loss": float(loss), "since_start": time.perf_counter() - START}, self.network.weights()
+
+    def time(self, arrays: Any, tell: Any, which: str, rate: float, runs: int) -> dict[str, Any]:
+        """The seconds of `runs` forward passes ("forward") or training steps ("train") together."""
+        network, batch = self.network, self.batch
+        start = time.perf_counter()
+        if which == "forward":
+            for _ in range(runs):
+                network.forward(batch)
+        else:
+            for _ in range(runs):
+                network.train(batch, rate)
+        return {"seconds": time.perf_counter() - start}
+
+    def peak(self, arrays: Any, tell: Any, rate: float) -> dict[str, Any]:
+        """MiB that were resident at most while training steps ran (two, since allocators learn from the first)."""
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is resident now
+        for _ in range(2):
+            self.network.train(self.batch, rate)
+        return {"resident": resident("VmHWM")}
+
+    def learn(self, arrays: Any, tell: Any, epochs: list[Any], rates: list[float], limit: float) -> Any:
+        """Train on the pairs "x0", "target0", "x1", ... until all epochs are done, or `limit` seconds are over.
+
+        epochs: for each, its batches: (number of the pair, its lanes); rates: one a batch. Tells {"epoch": ...} after
+        each; answers loss and seconds of each, and the weights. Cutting a batch out of the data counts as training.
+        """
+        step, losses, seconds = 0, [], []
+        for number, batches in enumerate(epochs, 1):
+            start, total, weight = time.perf_counter(), 0.0, 0
+            for pair, lanes in batches:
+                x, target = (arrays[f"{name}{pair}"].take(lanes, axis=1) for name in ("x", "target"))
+                loss = self.network.train(self.network.batch(x, target), rates[step])
+                step, total, weight = step + 1, total + float(loss) * len(lanes) * len(x), weight + len(lanes) * len(x)
+            seconds.append(time.perf_counter() - start)
+            losses.append(total / weight)
+            tell({"epoch": number, "epochs": len(epochs)})
+            if sum(seconds) > limit:
+                break
+        return {"loss": losses, "seconds": seconds}, self.network.weights()
+
+
+def resident(name: str) -> float:
+    """MiB of this process, VmRSS (now) or VmHWM (at most so far)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024 / MEBIBYTE
 
 
 if __name__ == "__main__":
-    sys.path.remove(str(Path(__file__).resolve().parent))
-    main(sys.argv[1])
+    sys.path.remove(HERE)
+    module, processors, backend, option = sys.argv[1:5]
+    chosen = [int(number) for number in processors.split(",")]
+    os.sched_setaffinity(0, chosen)  # before any library counts the processors that it may use
+    load("baselines.remote").serve(Worker(module, chosen, backend, option))

@@ -1,4 +1,7 @@
-"""`python3 tests` runs the tests, after making the environment if need be; takes pytest's arguments."""
+"""`python3 tests` runs the tests, after making the environment if need be; takes pytest's arguments.
+
+`--peers` adds the tests of PyTorch, JAX and PyTensor, and installs those: some gigabytes.
+"""
 
 import os
 import sys
@@ -12,7 +15,7 @@ from bench.environment import enter  # noqa: E402
 
 sys.path.remove(ROOT)  # at once: `rnn` is to be the installed one, with its kernels
 
-enter(("bench", "dev", "jit"))
+enter(("bench", "dev", "jit", *(["peers"] if "--peers" in sys.argv[1:] else [])))
 for name in [name for name in os.environ if name.startswith("RNN_")]:
     del os.environ[name]  # the tests say themselves which backend and how many threads they want
 

@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import rnn
+
+PEERS = "test_peers.py"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--peers", action="store_true", help=f"also run {PEERS}: PyTorch, JAX and PyTensor")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if collection_path.name == PEERS and not config.getoption("--peers") else None
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    if config.getoption("--peers"):
+        return None
+    return f"NOT RUN: {PEERS}, which needs gigabytes of packages: python3 tests --peers"
 
 
 @pytest.fixture

@@ -29,6 +29,16 @@ class Problem(NamedTuple):
         parts = [self.name, self.nonlinearity, *([] if self.bias else ["no bias"]), self.dtype]
         return ", ".join(parts)
 
+    @property
+    def cell(self) -> str:
+        return f"rnn_{self.nonlinearity}"
+
+    @property
+    def multiplications(self) -> int:
+        """Multiply-adds of the products of a forward pass; a training step has three times as many."""
+        weights = self.H * (self.I + self.H + (self.O or 0))
+        return self.T * self.N * weights
+
     def layer(self, seed: int | np.random.Generator = 0) -> rnn.RNN:
         return rnn.RNN(self.I, self.H, self.O, self.nonlinearity, self.bias, seed, self.dtype)
 
@@ -104,6 +114,32 @@ SPEED = [
 """The shapes on which the Halide backend is to be faster than NumPy."""
 
 
+# (nonlinearity, I, H, N, T): what people run, from one unit's audio effect to DeepBench's vanilla rows, the last three
+# (baidu-research/DeepBench, code/kernels/rnn_problems.h, with I = H and the input product counted).
+GRID = [
+    Problem(f"{nonlinearity} I{I} H{H} N{N} T{T}", T, N, I, H, None, nonlinearity=nonlinearity)
+    for nonlinearity, I, H, N, T in [
+        ("tanh", 1, 8, 1, 2048),
+        ("tanh", 1, 16, 512, 512),
+        ("tanh", 1, 32, 1, 1000),
+        ("tanh", 1, 32, 32, 1000),
+        ("tanh", 64, 64, 1, 256),
+        ("tanh", 64, 64, 48, 200),
+        ("tanh", 128, 128, 1, 500),
+        ("tanh", 100, 100, 20, 100),
+        ("tanh", 256, 256, 48, 100),
+        ("tanh", 320, 320, 64, 100),
+        ("tanh", 512, 512, 48, 50),
+        ("tanh", 1024, 1024, 1, 1024),
+        ("tanh", 1024, 1024, 64, 32),
+        ("tanh", 1760, 1760, 16, 50),
+        ("tanh", 1760, 1760, 64, 50),
+        ("tanh", 2048, 2048, 32, 50),
+    ]
+]
+"""What the peers are compared on. A row is all that another shape takes."""
+
+
 def named(name: str) -> Problem:
     """The shape of this name (tanh, with bias, float32): `_replace` the rest."""
-    return next(shape for shape in SHAPES + SPEED if shape.name == name)
+    return next(shape for shape in SHAPES + SPEED + GRID if shape.name == name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +13,29 @@ import numpy as np
 import problems
 import pytest
 
+from rnn.baselines.network import Objective
+
 ROOT = str(Path(__file__).resolve().parent.parent)
 sys.path.insert(0, ROOT)
-from bench import cases, machine, plots, runner, table, timer  # noqa: E402
+from bench import (
+    cases,
+    check,
+    compare,
+    implementations,
+    machine,
+    measures,
+    plots,
+    report,
+    results,
+    runner,
+    table,
+    timer,
+)  # noqa: E402, I001
 
 sys.path.remove(ROOT)
+
+SMALL = problems.named("powers of two")
+LIMITS = {1: machine.Limits(100.0, 10.0), 2: machine.Limits(200.0, 20.0)}
 
 
 class Clock:
@@ -47,7 +67,8 @@ def test_contestants_take_turns_until_all_agree_with_themselves() -> None:
     contestants = {"a": clock.contestant("a", lambda _: 0.1), "b": clock.contestant("b", lambda _: 0.05)}
     timings = timer.measure(contestants, budget=100, clock=clock, rest=no_rest)
     assert clock.order == ["a", "a", "b", "b", *["a", "a", "b", "b"] * timer.FEWEST]
-    assert timings["a"] == timer.Timing(0.1, 0.1, timer.FEWEST, True)
+    assert timings["a"] == timer.Timing(0.1, 0.1, 0.0, timer.FEWEST)
+    assert timings["a"].stable
     assert timings["b"].minimum == 0.05
 
 
@@ -57,114 +78,294 @@ def test_noise_ends_with_the_budget_and_is_said() -> None:
     timing = timer.measure(contestants, budget=50, clock=clock, rest=no_rest)["a"]
     assert not timing.stable
     assert timing.minimum < timing.median
+    assert timing.noise > timer.AGREEMENT
 
 
-def test_what_is_short_is_timed_many_times_at_once() -> None:
+def test_what_is_short_is_timed_many_times_at_once_and_what_is_long_needs_no_warming_up() -> None:
     clock = Clock()
     timing = timer.measure({"a": clock.contestant("a", lambda _: 1e-5)}, budget=10, clock=clock, rest=no_rest)["a"]
     assert np.isclose(timing.minimum, 1e-5)
     assert clock.now > timer.FEWEST * timer.SHORTEST_SAMPLE * 0.9
-
-
-SMALL = problems.named("powers of two")
+    clock = Clock()
+    timer.measure({"a": clock.contestant("a", lambda _: timer.AWAKE)}, budget=100, clock=clock, rest=no_rest)
+    assert len(clock.order) == 2 + timer.FEWEST
 
 
 @pytest.fixture(scope="module")
-def measured() -> runner.Results:
-    results = runner.Results()
-    lines: list[str] = []
-    runner.time_steps([cases.step_of_shape(SMALL)], 1, 0.2, results, lines.append)
-    assert len(lines) == len(runner.PASSES)
-    return results
+def session(tmp_path_factory: pytest.TempPathFactory) -> runner.Session:
+    """Ours and NumPy, measured on a small problem as the benchmark does it."""
+    card = machine.card(LIMITS)
+    processors = machine.processors(1)
+    made = runner.Session(
+        tmp_path_factory.mktemp("results"), processors, ("halide", "numpy"), 0.2, True, LIMITS, lambda _: None, card
+    )
+    with made.crews(made.rivals) as crews:
+        made.measure("peers", crews, cases.step_of(SMALL))
+    return made
 
 
-def test_steps_are_timed_in_processes_of_their_own(measured: runner.Results) -> None:
-    assert not measured.absent
-    found = {(row.pass_, row.implementation) for row in measured.rows}
-    assert found == {(which, name) for which in runner.PASSES for name in runner.IMPLEMENTATIONS}
-    for row in measured.rows:
+def test_steps_are_timed_in_processes_of_their_own(session: runner.Session) -> None:
+    assert not session.absent
+    found = {(row.pass_, row.implementation) for row in session.rows}
+    assert found == {(which, name) for which in runner.PASSES for name in session.rivals}
+    for row in session.rows:
         assert (row.T, row.N, row.I, row.H, row.O, row.threads) == (8, 16, 32, 64, 16, 1)
         assert 0 < row.seconds_min <= row.seconds_median < 1
-    assert {row.ratio for row in measured.rows if row.implementation == runner.REFERENCE} == {1.0}
+        multiplications = 8 * 16 * 64 * (32 + 64 + 16) * (3 if row.pass_ == "train" else 1)
+        assert np.isclose(row.gflops, 2e-9 * multiplications / row.seconds_min)
+        assert np.isclose(row.share_of_peak, row.gflops / 100)
+    assert "numpy" in session.card["numpy"]
 
 
-def test_an_implementation_that_is_wrong_is_not_timed(tmp_path: Path) -> None:
-    step = cases.step_of_shape(SMALL)
+class Wrong:
+    """Answers like a worker, from the reference, and spoils one of the arrays."""
 
-    class Wrong:
-        def __init__(self, factor: float) -> None:
-            self.factor = factor
+    def __init__(self, step: cases.Step, spoil: str = "") -> None:
+        self.step, self.want, self.spoil = step, check.expected(step), spoil
 
-        def ask(self, *, file: str, **_: Any) -> None:
-            np.savez(file, output=self.factor * np.ones(3, np.float32))
+    def ask(self, do: str, *, rate: float = 0.0) -> Any:
+        class Answer(dict[str, Any]):
+            arrays: dict[str, Any]
 
-    started: Any = {"halide": Wrong(1.001), runner.REFERENCE: Wrong(1.0)}
-    with pytest.raises(runner.WorkerFailed, match="halide differs from numpy on 'powers of two': output"):
-        runner.check(step, started, tmp_path)
-    runner.check(step, {"halide": Wrong(1.0), runner.REFERENCE: Wrong(1.0)}, tmp_path)  # type: ignore[dict-item]
-
-
-def test_an_implementation_that_is_not_there_says_why_and_an_error_in_a_worker_comes_through() -> None:
-    with pytest.raises(runner.Absent, match="theano: not part of this version yet"):
-        runner.WorkerProcess("theano", 1)
-    worker = runner.WorkerProcess("numpy", 1)
-    try:
-        with pytest.raises(runner.WorkerFailed, match="numpy: FileNotFoundError"):
-            worker.ask(do="load", file="/no/such/file")
-    finally:
-        worker.close()
+        answer = Answer(loss=self.want.loss * (1.01 if self.spoil == "loss" else 1))
+        gradients = dict(self.want.gradients)
+        if self.spoil in gradients and do == "gradients":
+            gradients[self.spoil] = 1.001 * gradients[self.spoil]
+        if do == "train":
+            wrong = 0.0 if self.spoil == "update" else rate
+            answer.arrays = {name: w - wrong * gradients[name] for name, w in self.step.weights.items()}
+        else:
+            answer.arrays = gradients if do == "gradients" else {"output": self.want.output}
+        if self.spoil == do == "forward":
+            answer.arrays["output"] = np.roll(self.want.output, 1, axis=0)  # off by one in time
+        return answer
 
 
-def curve(name: str, implementation: str, error: float | None = 0.01) -> runner.Curve:
-    return runner.Curve(name, implementation, 1, [0.5, 0.1], [1.0, 1.0], error, None)
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        ("forward", "output"),
+        ("weight_hh_l0", "gradient of weight_hh_l0"),
+        ("x", "gradient of x"),
+        ("loss", "loss: expected"),
+        ("update", "weight_ih_l0 after a step"),
+    ],
+)
+def test_an_implementation_that_is_wrong_is_not_timed(spoil: str, message: str) -> None:
+    step = cases.step_of(SMALL)
+    check.check(Wrong(step), step, check.expected(step))
+    with pytest.raises(AssertionError, match=message):
+        check.check(Wrong(step, spoil), step, check.expected(step))
 
 
-def test_tables_hold_the_card_times_and_ratios(measured: runner.Results, tmp_path: Path) -> None:
-    card = machine.card([1])
-    table.write_steps(tmp_path / "steps.csv", measured, card)
-    lines = (tmp_path / "steps.csv").read_text().splitlines()
-    assert lines[0].startswith("# cpu: ")
-    head = next(line for line in lines if not line.startswith("#"))
-    assert head == "case,T,N,I,H,O,pass,threads,implementation,seconds_min,seconds_median,samples,stable,ratio"
-    assert len(lines) == len(card) + 1 + len(measured.rows)
-    assert "x as fast" in table.steps_text(measured)
-
-    learned = runner.Results(curves=[curve("sobel rows", "halide"), curve("sobel rows", "numpy", None)])
-    table.write_training(tmp_path / "training.csv", learned, card)
-    assert (tmp_path / "training.csv").read_text().splitlines()[-1] == "sobel rows,numpy,1,2,1,0.1,0.316228"
-    assert "not judged" in table.training_text(learned)
-
-
-def test_what_is_missing_is_said_loudly_in_the_tables_and_on_the_plots(
-    measured: runner.Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_implementation_that_is_not_there_says_why_and_an_error_in_a_worker_comes_through(
+    monkeypatch: pytest.MonkeyPatch, session: runner.Session
 ) -> None:
-    rows = [row for row in measured.rows if row.implementation == runner.REFERENCE]
-    alone = runner.Results(rows, [curve("sobel rows", runner.REFERENCE)], {"halide": "no kernels here"})
-    assert "NOT MEASURED" in table.steps_text(alone)
-    table.write_steps(tmp_path / "steps.csv", alone, machine.card([1]))
-    assert "# NOT MEASURED: halide: no kernels here" in (tmp_path / "steps.csv").read_text()
+    absent = implementations.Implementation("bench.ours", "halide")
+    monkeypatch.setitem(implementations.IMPLEMENTATIONS, "elsewhere", absent._replace(module="baselines.nothing"))
+    with pytest.raises(runner.Absent, match=r"No module named 'baselines\.nothing'"):
+        runner.Worker("elsewhere", session.processors)
+    with runner.Worker("numpy", session.processors) as worker:
+        with pytest.raises(runner.WorkerFailed, match="numpy: forward: AttributeError"):
+            worker.ask("forward")
+        assert worker.create(cases.step_of(SMALL)) > 0, "it goes on after an error"
 
+
+def test_a_worker_that_dies_is_named(session: runner.Session) -> None:
+    with runner.Worker("numpy", session.processors) as worker:
+        worker.process.kill()
+        with pytest.raises(runner.WorkerFailed, match="numpy: create: the process was killed by signal 9"):
+            worker.create(cases.step_of(SMALL))
+
+
+def test_our_own_network_trains_as_the_library_does() -> None:
+    step = cases.step_of(SMALL)
+    network = load_ours().Network(SMALL.cell, step.weights, Objective("adam", 2.0, 1))
+    batch = network.batch(step.x, step.target)
+    losses = [network.train(batch, 0.01) for _ in range(20)]
+    assert losses[-1] < losses[0]
+    expected = 2 * np.mean((np.asarray(network.forward(batch)) - step.target)[1:] ** 2)
+    assert np.isclose(network.train(batch, 0.01), expected, rtol=1e-5)
+
+
+def load_ours() -> Any:
+    sys.path.insert(0, ROOT)
+    try:
+        from bench import ours
+    finally:
+        sys.path.remove(ROOT)
+    return ours
+
+
+def test_csv_files_hold_the_card_and_come_back(session: runner.Session, tmp_path: Path) -> None:
+    path = results.write(tmp_path / "peers.csv", session.card, {"theano": "not here"}, session.rows)
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("# cpu: ")
+    assert "# NOT MEASURED: theano: not here" in lines
+    head = next(csv.reader(line for line in lines if not line.startswith("#")))
+    assert head[8:14] == ["pass", "threads", "implementation", "seconds_min", "seconds_median", "noise"]
+    for back, row in zip(results.read(path), session.rows, strict=True):
+        assert back[:11] == row[:11]
+        assert np.isclose(back.seconds_min, row.seconds_min, rtol=1e-5)
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="expected the columns benchmark, problem"):
+        results.read(tmp_path / "other.csv")
+
+
+def row(implementation: str, seconds: float, noise: float = 0.01, which: str = "train") -> results.Row:
+    sizes = (8, 16, 32, 64, 16)
+    timing = (seconds, seconds, noise, 5)
+    return results.Row("peers", "powers", "rnn_tanh", *sizes, which, 1, implementation, *timing, 1.0, 1 / seconds, 0.5)
+
+
+def test_ratios_are_to_the_best_of_the_others() -> None:
+    rows = [row("halide", 0.5), row("numpy", 2.0), row("jax", 1.0), row("halide", 1.0, which="forward")]
+    best = table.ratios(rows)
+    assert [best[one] for one in rows[:3]] == [2.0, 0.25, 0.5]
+    assert np.isnan(best[rows[3]]), "alone"
+    assert table.geometric_mean([0.5, 2.0, 8.0]) == pytest.approx(2.0)
+
+
+def test_json_has_a_line_a_figure() -> None:
+    lines = [json.loads(line) for line in table.json_lines([row("halide", 0.5), row("numpy", 2.0)]).splitlines()]
+    assert lines[0] == {
+        "problem": "powers",
+        "pass": "train",
+        "threads": 1,
+        "implementation": "halide",
+        "seconds_min": 0.5,
+        "seconds_median": 0.5,
+        "gflops": 2.0,
+        "share_of_peak": 0.5,
+        "ratio_to_best_peer": 4.0,
+    }
+    assert lines[1]["ratio_to_best_peer"] == 0.25
+    assert json.loads(table.json_lines([row("halide", 0.5)]))["ratio_to_best_peer"] is None
+
+
+def test_compare_names_what_got_slower_by_more_than_the_noise(tmp_path: Path) -> None:
+    card = {"cpu": "one"}
+    old = results.write(tmp_path / "old.csv", card, {}, [row("halide", 1.0), row("numpy", 1.0, noise=0.2)])
+    new = results.write(tmp_path / "new.csv", card, {}, [row("halide", 1.1), row("numpy", 1.1, noise=0.2)])
+    text = compare.compare(old, new)
+    slower = text.splitlines()[2]
+    assert slower.split() == ["powers", "train", "1", "halide", "1e+03", "1.1e+03", "10.0%", "2.0%"]
+    assert "1 of 2 figures got slower" in text
+    assert "halide 1.100, numpy 1.100" in text
+    assert "nothing got slower" in compare.compare(new, old)
+    with pytest.raises(ValueError, match="got none that both have"):
+        compare.compare(old, results.write(tmp_path / "other.csv", card, {}, [row("jax", 1.0)]))
+
+
+@pytest.fixture
+def full(session: runner.Session, tmp_path: Path) -> runner.Session:
+    """Figures for every plot: made up, with two threads, and without Theano."""
+    rows = []
+
+    def add(
+        benchmark: str, problem: problems.Problem, names: list[str], which: str = "train", threads: int = 1
+    ) -> None:
+        for place, name in enumerate(names, 2):
+            timing = timer.Timing(1e-3 * place * (problem.T + 1), 2e-3 * place, 0.1, 3)
+            rows.append(made.row(benchmark, problem, which, threads, name, timing))
+
+    made = runner.Session(
+        tmp_path, [0, 1], ("halide", "numpy", "theano"), 0.1, True, LIMITS, lambda _: None, session.card,
+        absent={"theano": "no such environment"},
+    )  # fmt: skip
+    for threads in (1, 2):
+        for case, widths in cases.WIDTHS.items():
+            for width in widths:
+                wide = SMALL._replace(name=f"{case.name}, {width} wide")
+                add("speedup", wide, ["halide", "numpy"], threads=threads)
+        for problem in problems.GRID:
+            for which in runner.PASSES:
+                add("peers", problem, ["halide", "numpy"], which, threads)
+        for problem in problems.SPEED:
+            add("threads", problem, ["halide", "numpy"], threads=threads)
+    for problem in problems.SPEED:
+        add("threads", problem, [measures.SIDE_BY_SIDE], threads=2)
+    for which in (*runner.PASSES, "first train"):
+        names = [f"{kind} {name}" for kind in ("halide", "halide-jit") for name in implementations.SCHEDULES]
+        add("ladder", measures.LADDER, names, which, 2)
+    for problem in [one for grown in measures.GROWTH.values() for one in grown]:
+        add("growth", problem, ["halide", "numpy"])
+    for problem in measures.TUTORIAL:
+        add("growth", problem, ["halide", "numpy", *measures.TUTORIALS])
+    made.rows = rows
+    made.memory = [
+        results.Memory(p.name, p.T, name, p.T / 8, 30.0) for p in measures.MEMORY for name in ("halide", "numpy")
+    ]
+    made.first_steps = [results.FirstStep("halide", "", 0.3), results.FirstStep("theano", "empty", 60.0)]
+    made.curves = [
+        results.Curve(case.name, name, 2, [0.5, 0.1], [1.0, 1.0], error, None)
+        for case in cases.LEARNED
+        for name, error in (("halide", 0.01), ("numpy", None))
+    ]
+    return made
+
+
+@pytest.mark.parametrize("name", plots.DRAW)
+def test_every_plot_is_drawn_with_the_card_and_what_is_missing(
+    name: str, full: runner.Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = plots.draw(name, full)
+    assert [file.name for file in files] == [f"{name}.png", f"{name}.svg"]
+    assert all(file.stat().st_size > 1000 for file in files)
     figures: list[Any] = []
     monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
-    plots.draw(tmp_path, alone, "the card")
-    for figure in figures:
-        footer = figure.get_supxlabel()  # between the two may stand that a figure was noisy
-        assert footer.startswith("NOT MEASURED: halide: no kernels here\n")
-        assert footer.endswith("\nthe card")
-    texts = [text.get_text() for axis in figures[0].axes for text in axis.texts]
-    assert texts == ["halide: NOT MEASURED"]
+    plots.draw(name, full)
+    footer = " ".join(figures[0].get_supxlabel().split())
+    assert footer.startswith("NOT MEASURED: Theano: no such environment")
+    assert full.card["cpu"] in footer
+    assert full.card["commit"] in footer
+    said = [text.get_text() for axes in figures[0].axes for text in axes.texts]
+    if name in ("speedup", "peers", "memory", "tasks", "first-step"):  # where Theano's figures would be
+        assert any(text.startswith("NOT MEASURED: Theano") for text in said)
 
 
-def test_plots_are_written_as_png_and_svg(measured: runner.Results, tmp_path: Path) -> None:
-    both = runner.Results(measured.rows, [curve("sobel rows", name) for name in runner.IMPLEMENTATIONS])
-    files = plots.draw(tmp_path, both, "the card")
-    assert [file.name for file in files] == ["speedup.png", "speedup.svg", "loss.png", "loss.svg"]
-    assert all(file.stat().st_size > 1000 for file in files)
+def test_the_report_is_one_page_with_everything(full: runner.Session) -> None:
+    sections = []
+    for name in plots.DRAW:
+        pictures = [path for path in plots.draw(name, full) if path.suffix == ".png"]
+        sections.append(report.Section(name, pictures, report.tables(name, full)))
+    html, markdown = (path.read_text() for path in report.write(full.out, full, sections))
+    assert html.count("data:image/png;base64,") == len(plots.DRAW)
+    assert "src='http" not in html
+    assert full.card["cpu"] in html
+    assert full.card["cpu"] in markdown
+    for name in plots.DRAW:
+        assert f"<h2 id='{name}'>" in html
+        assert f"]({name}.png)" in markdown
+    assert "NOT MEASURED: theano: no such environment" in html
+    assert "NOT MEASURED" in markdown.split("## speedup")[1]
 
 
-def test_every_case_is_a_task_that_can_be_made() -> None:
-    step = cases.step_of_case(cases.CASES[0])
-    assert step.problem.T == 512
-    assert (step.problem.I, step.problem.H, step.problem.O) == (1, 16, 1)
-    wide = [case for case in cases.CASES if case.size]
-    assert {case.size for case in wide} == {1024, 32}, "both tasks are there with 1024 inputs"
+def test_tables_say_what_was_cut_short_or_not_measured(full: runner.Session) -> None:
+    (training, _), = report.tables("tasks", full)  # fmt: skip
+    assert [line[5] for line in training[1:3]] == ["0.010", "cut short"]
+    (times, note), = report.tables("peers", full)  # fmt: skip
+    assert times[1][5] == "NOT MEASURED"
+    assert times[1][3].startswith("~"), "three samples are too few"
+    assert "too noisy" in note
+    assert times[-1][0] == "geometric mean"
+    assert table.aligned(times).count("\n") == len(times)
+
+
+def test_batches_hold_every_lane_once(rng: np.random.Generator) -> None:
+    batches = measures.deal([5, 3], 2, rng)
+    for which, lanes in enumerate([5, 3]):
+        dealt = [lane for pair, chosen in batches for lane in chosen if pair == which]
+        assert sorted(dealt) == list(range(lanes))
+    assert max(len(chosen) for _, chosen in batches) == 2
+
+
+def test_every_task_can_be_made_as_a_step() -> None:
+    step = cases.step_of_case(cases.LEARNED[0])
+    assert (step.problem.T, step.problem.I, step.problem.H, step.problem.O) == (512, 1, 16, 1)
+    assert {width for widths in cases.WIDTHS.values() for width in widths} == {16, 32, 64, 128, 256, 512, 1024}
+
+
+def test_the_grid_is_what_was_agreed() -> None:
+    assert len(problems.GRID) == 16
+    assert problems.GRID[-1].multiplications == 2 * 50 * 32 * 2048**2

@@ -23,11 +23,12 @@ from .data import (
 )
 from .pictures import draw_loss, draw_panels
 from .task import CONTRAST, LinearPredictor, RelativeError, Sample, Task, relative_rmse
-from .training import MODES, Recipe, Result, frames_task, judge, make_layer, recipe, sobel_task, train
+from .training import MODES, CosineAdam, Recipe, Result, frames_task, judge, make_layer, recipe, sobel_task, train
 
 __all__ = [
     "CONTRAST",
     "MODES",
+    "CosineAdam",
     "DataError",
     "LinearPredictor",
     "MissingPackage",

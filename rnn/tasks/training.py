@@ -127,10 +127,14 @@ class CosineAdam(Adam):
         self.peak = self.lr
         self.steps = max(1, steps)
 
-    def step(self, weights: dict[str, Array], gradients: Mapping[str, Array]) -> None:
-        done = int(self.state["step"][0]) / self.steps if self.state else 0.0
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        done = step / self.steps
         falling = (1 + math.cos(math.pi * min(1.0, done))) / 2
-        self.lr = self.peak * min(1.0, (done + 1 / self.steps) * 20) * (0.001 + 0.999 * falling)
+        return self.peak * min(1.0, (done + 1 / self.steps) * 20) * (0.001 + 0.999 * falling)
+
+    def step(self, weights: dict[str, Array], gradients: Mapping[str, Array]) -> None:
+        self.lr = self.rate(int(self.state["step"][0]) if self.state else 0)
         super().step(weights, gradients)
 
     def config(self) -> dict[str, Any]:

@@ -1,0 +1,218 @@
+"""What is measured for each plot. A measurement gets the session and leaves its records there."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import problems
+from problems import Problem
+
+import rnn
+import rnn.tasks
+from rnn.baselines.network import Objective
+from rnn.tasks import CosineAdam
+
+from .cases import LEARNED, WIDTHS, Array, Case, step_of, step_of_case, task_of
+from .implementations import OURS, REFERENCE, SCHEDULES
+from .results import Curve, FirstStep, Memory
+from .runner import RATE, Absent, Session, Worker
+from .timer import Timing, measure
+
+LADDER = problems.named("32 lanes of 256")
+GROWTH = {
+    "T": [Problem(f"T={T}", T, 32, 64, 64, None) for T in (16, 32, 64, 128, 256, 512, 1024, 2048)],
+    "N": [Problem(f"N={N}", 64, N, 64, 64, None) for N in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)],
+    "H": [Problem(f"H={H}", 32, 32, 64, H, None) for H in (8, 16, 32, 64, 128, 256, 512, 1024)],
+}
+"""One size grows, the others stay."""
+TUTORIAL = [Problem(f"tutorial, T={T}", T, 1, 16, 32, 16) for T in (8, 16, 32, 64, 128, 256, 512)]
+MEMORY = [Problem(f"memory, T={T}", T, 16, 64, 256, 64) for T in (64, 256, 1024, 4096)]
+FIRST = problems.named("32 lanes of 256")
+RIVALS_LEARN = 8.0
+"""Seconds after which a rival's training of a task is cut short."""
+TUTORIALS = ("tutorial", "tutorial, truncated")
+SIDE_BY_SIDE = f"{OURS}, a process a core"
+FLAGS = {"theano": "THEANO_FLAGS", "pytensor": "PYTENSOR_FLAGS"}
+"""Environment variables that can move the folder in which an implementation keeps what it has compiled."""
+
+
+def speedup(session: Session) -> None:
+    """A training step of both tasks in the wide readings, from 16 to 1024 inputs."""
+    with session.crews(session.rivals) as crews:
+        for case, sizes in WIDTHS.items():
+            for width, size in sizes.items():
+                if not session.quick or width in (16, 256, 1024):
+                    session.measure("speedup", crews, step_of_case(case, size), ["train"])
+
+
+def ladder(session: Session) -> None:
+    """One problem on every schedule, compiled ahead of time and at the first call."""
+    names = [f"{kind} {schedule}" for kind in (OURS, f"{OURS}-jit") for schedule in SCHEDULES]
+    step, everything = step_of(LADDER), session.last(len(session.processors))
+    with session.crew(names, everything) as crew:
+        for name, worker in crew.items():
+            worker.create(step)
+            seconds = worker.timed("train")(1)
+            once = Timing(seconds, seconds, 0.0, 1)
+            session.rows.append(session.row("ladder", LADDER, "first train", len(everything), name, once))
+        session.measure("ladder", [crew], step)
+
+
+def growth(session: Session) -> None:
+    """Our cost against T, N and H; the reference's against the tutorial's, which goes back anew from every step."""
+    with session.crew([OURS, REFERENCE], session.last(1)) as crew:
+        for grown in GROWTH.values():
+            for problem in session.some(grown, 2):
+                session.measure("growth", [crew], step_of(problem), ["train"])
+    with session.crew([OURS, REFERENCE, *TUTORIALS], session.last(1)) as crew:
+        for problem in session.some(TUTORIAL, 2):
+            session.measure("growth", [crew], step_of(problem), ["train"])
+
+
+def roofline(session: Session) -> None:
+    """Every named problem that has something to compute, on one thread; those that `peers` has measured as they are."""
+    named = [p for p in problems.SHAPES + problems.SPEED + problems.GRID if p.multiplications]
+    done = {row.problem for row in session.rows if row.implementation == OURS and row.threads == 1}
+    with session.crew([OURS], session.last(1)) as crew:
+        for problem in session.some(named, 3):
+            if problem.name not in done:
+                session.measure("roofline", [crew], step_of(problem))
+
+
+def threads(session: Session) -> None:
+    """Strong scaling over all numbers of threads, and as many processes of one thread each at the same time."""
+    steps = [step_of(problem) for problem in problems.SPEED]
+    most = len(session.processors)
+    for count in range(1, most + 1):
+        with session.crew([OURS, REFERENCE], session.last(count)) as crew:
+            for step in steps:
+                session.measure("threads", [crew], step, ["train"])
+    with contextlib.ExitStack() as stack:
+        alone = [stack.enter_context(Worker(OURS, [processor])) for processor in session.processors]
+        pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(most))
+
+        def together(runs: int) -> float:
+            slowest: float = max(pool.map(lambda worker: worker.timed("train")(runs), alone))
+            return slowest / most
+
+        for step in steps:
+            for worker in alone:
+                worker.create(step)
+            timing = measure({SIDE_BY_SIDE: together}, session.budget)[SIDE_BY_SIDE]
+            session.rows.append(session.row("threads", step.problem, "train", most, SIDE_BY_SIDE, timing))
+
+
+def peers(session: Session) -> None:
+    """The grid, both passes."""
+    with session.crews(session.rivals) as crews:
+        for problem in session.some(problems.GRID, 3):
+            session.measure("peers", crews, step_of(problem))
+
+
+def memory(session: Session) -> None:
+    """Peak resident memory of training steps, from short sequences to long ones, each implementation in one process."""
+    for name in session.rivals:
+        with session.crew([name], session.last(1)) as crew:
+            for worker in crew.values():
+                for problem in session.some(MEMORY, 2):
+                    worker.create(step_of(problem))
+                    added = float(worker.ask("peak", rate=RATE)["resident"]) - worker.resident
+                    session.memory.append(Memory(problem.name, problem.T, name, added, worker.resident))
+                    session.say(f"{problem.name}: {name} {added:.0f} MiB")
+
+
+def first_step(session: Session) -> None:
+    """From a new process to its first finished training step; with compiled code on the disk, and without."""
+    step = step_of(FIRST)
+    for name in session.rivals:
+        # An empty cache is filled in the best part of a minute: once, and not at all with --quick.
+        for cache in (("filled",) if session.quick else ("empty", "filled")) if name in FLAGS else ("",):
+            seconds = []
+            with tempfile.TemporaryDirectory() as folder:
+                environment = {FLAGS[name]: f"base_compiledir={folder}"} if cache == "empty" else {}
+                for _ in range(1 if cache == "empty" else 3):
+                    try:
+                        with Worker(name, session.last(len(session.processors)), **environment) as worker:
+                            worker.create(step)
+                            seconds.append(float(worker.ask("train", rate=RATE)["since_start"]))
+                    except Absent as reason:
+                        session.absent[name] = str(reason)
+                        break
+            if seconds:
+                session.first_steps.append(FirstStep(name, cache, min(seconds)))
+                session.say(f"first-step: {name}{', cache ' * bool(cache)}{cache}: {min(seconds):.2f} s")
+
+
+def tasks(session: Session) -> None:
+    """Train each task on each implementation: same weights to start from, same batches, same optimizer."""
+    everything = session.last(len(session.processors))
+    with session.crew(session.rivals, everything) as crew:
+        for case in LEARNED:
+            learn(session, case, crew, len(everything))
+
+
+def learn(session: Session, case: Case, crew: Mapping[str, Worker], count: int) -> None:
+    task = task_of(case)
+    how = rnn.tasks.recipe(case.mode, task.size)
+    epochs = 2 if session.quick else how.epochs
+    layer = rnn.tasks.make_layer(task, how.hidden, seed=0)
+    loss = task.loss()
+    rng = np.random.default_rng(0)
+    order = [deal([x.shape[1] for x, _ in task.training], how.batch, rng) for _ in range(epochs)]
+    steps = sum(map(len, order))
+    optimizer = CosineAdam(how.lr, steps)
+    data: dict[str, Array] = {}
+    for number, (x, target) in enumerate(task.training):
+        data |= {f"x{number}": x, f"target{number}": target}
+    for name, worker in crew.items():
+        objective = Objective("adam", 1 / loss.mean_square, loss.lag)
+        worker.ask("create", layer.weights, cell=f"rnn_{layer.nonlinearity}", objective=list(objective))
+
+        def tell(told: dict[str, int], name: str = name) -> None:
+            if told["epoch"] % 10 == 0:
+                session.say(f"tasks: {case.name}, {name}: epoch {told['epoch']} of {told['epochs']}")
+
+        done = worker.ask(
+            "learn",
+            data,
+            tell,
+            epochs=order,
+            rates=[optimizer.rate(step) for step in range(steps)],
+            limit=math.inf if name == OURS else RIVALS_LEARN,
+        )
+        error = linear = None
+        if len(done["loss"]) == how.epochs:
+            learned = rnn.RNN.from_weights(layer.config(), done.arrays)
+            result = rnn.tasks.judge(learned, task)
+            error, linear = result.relative_rmse, result.linear
+            if name == OURS:
+                session.learned[case.name] = (task, result.outputs)
+        session.curves.append(Curve(case.name, name, count, done["loss"], done["seconds"], error, linear))
+
+
+def deal(lanes: Sequence[int], size: int, rng: np.random.Generator) -> list[tuple[int, list[int]]]:
+    """The batches of an epoch, (number of the sequence, its lanes), shuffled as `rnn.fit` does."""
+    batches = []
+    for which, count in enumerate(lanes):
+        dealt = rng.permutation(count)
+        batches += [(which, dealt[start : start + size].tolist()) for start in range(0, count, size)]
+    return [batches[index] for index in rng.permutation(len(batches))]
+
+
+MEASURES: dict[str, Callable[[Session], None]] = {
+    "speedup": speedup,
+    "ladder": ladder,
+    "growth": growth,
+    "threads": threads,
+    "peers": peers,
+    "roofline": roofline,
+    "memory": memory,
+    "tasks": tasks,
+    "first-step": first_step,
+}
+"""In the order in which they run: `roofline` uses what was measured before it."""

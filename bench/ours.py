@@ -1,0 +1,79 @@
+"""Our own layers as one more network of `baselines.network`, through what users call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import rnn
+from baselines.network import CLIP_NORM, Objective
+from rnn.optim import SGD, Adam, clip_norm
+
+Array = np.typing.NDArray[np.floating[Any]]
+
+
+class Batch(NamedTuple):
+    x: Array
+    target: Array
+
+
+class Network:
+    """`rnn.RNN` on the backend in use. Raises as `rnn.RNN` does."""
+
+    def __init__(self, cell: str, weights: Mapping[str, Array], objective: Objective) -> None:
+        H, I = weights["weight_ih_l0"].shape
+        config = {
+            "input_size": I,
+            "hidden_size": H,
+            "output_size": len(weights["weight_ho"]) if "weight_ho" in weights else None,
+            "nonlinearity": cell.removeprefix("rnn_"),
+            "bias": "bias_ih_l0" in weights,
+            "dtype": str(weights["weight_ih_l0"].dtype),
+        }
+        self.layer = rnn.RNN.from_weights(config, dict(weights))
+        self.objective = objective
+        self.optimizer: SGD | Adam = SGD(1.0) if objective.update == "sgd" else Adam(1.0)
+
+    def batch(self, x: Array, target: Array) -> Batch:
+        return Batch(x, target)
+
+    def forward(self, batch: Batch) -> Array:
+        return self.layer.forward(batch.x).output
+
+    def train(self, batch: Batch, rate: float) -> float:
+        loss, gradients = self._gradients(batch)
+        if self.objective.update == "adam":
+            clip_norm(gradients.weights, CLIP_NORM)
+        self.optimizer.lr = rate
+        self.optimizer.step(self.layer.weights, gradients.weights)
+        return loss
+
+    def gradients(self, batch: Batch) -> dict[str, Array]:
+        _, gradients = self._gradients(batch)
+        return {**gradients.weights, "x": gradients.x}
+
+    def weights(self) -> dict[str, Array]:
+        return dict(self.layer.weights)
+
+    def _gradients(self, batch: Batch) -> tuple[float, rnn.Gradients]:
+        run = self.layer.forward(batch.x)
+        skip = self.objective.skip
+        d_output = run.output - batch.target
+        d_output[:skip] = 0
+        scale = self.objective.scale / max(d_output[skip:].size, 1)
+        flat = d_output.ravel()
+        loss = float(flat @ flat) * scale
+        d_output *= 2 * scale
+        return loss, self.layer.bptt(run, d_output)
+
+
+def set_threads(n: int) -> None:
+    """Raises ValueError for less than one."""
+    rnn.set_num_threads(n)
+
+
+def versions() -> dict[str, str]:
+    return {"halide-rnn": version("halide-rnn"), "numpy": np.__version__}

@@ -1,0 +1,60 @@
+"""How every plot looks: one line and one marker an implementation, told apart without colour too."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from ..implementations import OURS
+from ..machine import text
+from ..runner import Session
+
+# Okabe and Ito's colours, of different brightness, ours the strongest.
+STYLES: dict[str, dict[str, Any]] = {
+    OURS: {"color": "black", "marker": "o", "linestyle": "-", "linewidth": 2.2},
+    "numpy": {"color": "#0072B2", "marker": "s", "linestyle": "--"},
+    "theano": {"color": "#D55E00", "marker": "^", "linestyle": "-."},
+    "pytensor": {"color": "#E69F00", "marker": "v", "linestyle": (0, (3, 1, 1, 1, 1, 1))},
+    "pytorch": {"color": "#CC79A7", "marker": "D", "linestyle": ":"},
+    "jax": {"color": "#009E73", "marker": "P", "linestyle": (0, (6, 2))},
+    "tutorial": {"color": "#56B4E9", "marker": "X", "linestyle": ":"},
+    "tutorial, truncated": {"color": "0.5", "marker": "d", "linestyle": ":"},
+}
+LABELS = {
+    OURS: "halide (ours)",
+    "numpy": "NumPy",
+    "theano": "Theano",
+    "pytensor": "PyTensor",
+    "pytorch": "PyTorch",
+    "jax": "JAX",
+}
+GRID: dict[str, Any] = {"color": "0.9", "linewidth": 0.8, "which": "both"}
+FOOTER_WIDTH = 210
+
+
+def label(name: str) -> str:
+    return LABELS.get(name, name)
+
+
+def count(threads: int) -> str:
+    return f"{threads} thread{'s' * (threads > 1)}"
+
+
+def footer(session: Session) -> str:
+    """The machine card, under whatever could not be measured."""
+    missing = [f"NOT MEASURED: {label(name)}: {reason}" for name, reason in session.absent.items()]
+    entries = [*missing, *text(session.card).splitlines()]
+    lines = [line for entry in entries for line in textwrap.wrap(entry, FOOTER_WIDTH)]
+    return "\n".join(lines)
+
+
+def say_missing(axes: Axes, session: Session) -> None:
+    """In large letters where the curves would be."""
+    names = [label(name) for name in session.rivals if name in session.absent]
+    if names:
+        axes.text(
+            0.5, 0.98, f"NOT MEASURED: {', '.join(names)} (see below)", transform=axes.transAxes,
+            ha="center", va="top", fontsize=9, fontweight="bold", color="#B00000",
+        )  # fmt: skip
