@@ -19,9 +19,8 @@ from .symbolic import Library, set_threads
 __all__ = ["Network", "set_threads", "versions"]
 
 
-@functools.cache
-def library() -> Library:
-    """PyTensor, set up. Flags that the environment variable PYTENSOR_FLAGS has already come after ours."""
+def set_up() -> Library:
+    """PyTensor. Flags that the environment variable PYTENSOR_FLAGS has already come after ours."""
     ours = symbolic.flags(Path(sys.prefix, "share", "halide-rnn", "pytensor"))
     os.environ["PYTENSORRC"] = os.devnull
     os.environ["PYTENSOR_FLAGS"] = ",".join(filter(None, [ours, os.environ.get("PYTENSOR_FLAGS")]))
@@ -31,6 +30,7 @@ def library() -> Library:
 
     return Library(
         name="pytensor",
+        version=pytensor.__version__,
         tensor=pytensor.tensor,
         function=pytensor.function,
         shared=pytensor.shared,
@@ -44,11 +44,9 @@ def library() -> Library:
 class Network(symbolic.Network):
     """`network.Network` in PyTensor."""
 
-    library = staticmethod(library)
+    library = set_up()
 
 
 def versions() -> dict[str, str]:
-    library()
-    import pytensor
-
-    return {"pytensor": pytensor.__version__, "numpy": np.__version__, "blas": symbolic.blas_version()}
+    version = Network.library.version
+    return {"pytensor": version, "numpy": np.__version__, "blas": symbolic.blas_version()}

@@ -59,6 +59,7 @@ class Library(NamedTuple):
     """Where the two libraries differ."""
 
     name: str
+    version: str
     tensor: Any
     function: Callable[..., Any]
     shared: Callable[..., Any]
@@ -293,22 +294,19 @@ class Batch(NamedTuple):
 
 
 class Network:
-    """`network.Network` in the library that `use` gives. A function is compiled in `batch`, once for one lane and once
-    for several, for any T, N and sizes of the layer.
+    """`network.Network`, less the library. A function is compiled in `batch` (that of `gradients` at its first call),
+    once for one lane and once for several, for any T and N.
     """
 
-    @staticmethod
-    def library() -> Library:
-        raise NotImplementedError
+    library: Library
 
     def __init__(self, cell: str, weights: Mapping[str, Array], objective: Objective) -> None:
         self._cell, self._objective = cell, objective
-        self._library = self.library()
         self._dtype = weights["weight_hh_l0"].dtype
-        self._shared = {name: self._library.shared(value.copy(), name=name) for name, value in weights.items()}
+        self._shared = {name: self.library.shared(value.copy(), name=name) for name, value in weights.items()}
         self._updates = 0
         self._moments = {
-            name: [self._library.shared(np.zeros_like(value)) for _ in range(2)] for name, value in weights.items()
+            name: [self.library.shared(np.zeros_like(value)) for _ in range(2)] for name, value in weights.items()
         }
         self._compiled: dict[tuple[str, bool], Compiled] = {}
 
@@ -347,20 +345,20 @@ class Network:
 
     def _begin(self, one_lane: bool) -> tuple[Graph, Symbol, Symbol, Symbol]:
         """The graph, x (T, N, I), h0 and the states."""
-        graph = Graph(self._library, self._cell, self._shared, one_lane)
-        tensor = self._library.tensor
+        graph = Graph(self.library, self._cell, self._shared, one_lane)
+        tensor = self.library.tensor
         x = tensor.tensor3("x", dtype=self._dtype.name)
         h0 = tensor.zeros((x.shape[1], self._shared["weight_hh_l0"].shape[0]), dtype=self._dtype.name)
         return graph, x, h0, graph.states(rows(x), h0)
 
     def _compile_forward(self, one_lane: bool) -> Compiled:
         graph, x, h0, states = self._begin(one_lane)
-        return self._library.compile([x], [steps(graph.output(states), h0.shape[0])])
+        return self.library.compile([x], [steps(graph.output(states), h0.shape[0])])
 
     def _backward(self, one_lane: bool) -> tuple[list[Symbol], Symbol, dict[str, Symbol], Symbol]:
         """The inputs x and target, the loss, the gradients of the weights and of x."""
         graph, x, h0, states = self._begin(one_lane)
-        tensor = self._library.tensor
+        tensor = self.library.tensor
         target = tensor.tensor3("target", dtype=self._dtype.name)
         number = self._dtype.type
         first = self._objective.skip * h0.shape[0]
@@ -375,16 +373,16 @@ class Network:
 
     def _compile_gradients(self, one_lane: bool) -> Compiled:
         inputs, _, gradients, d_x = self._backward(one_lane)
-        return self._library.compile(inputs, [*gradients.values(), d_x])
+        return self.library.compile(inputs, [*gradients.values(), d_x])
 
     def _compile_train(self, one_lane: bool) -> Compiled:
         """Gives the loss and the gradient of x, which would be left out if nobody saw it."""
         inputs, loss, gradients, d_x = self._backward(one_lane)
-        tensor, number = self._library.tensor, self._dtype.type
+        tensor, number = self.library.tensor, self._dtype.type
         rate, eps = (tensor.scalar(name, dtype=self._dtype.name) for name in ("rate", "eps"))
         if self._objective.update == "sgd":
             updates = [(self._shared[name], self._shared[name] - rate * g) for name, g in gradients.items()]
-            return self._library.compile([*inputs, rate], [loss, d_x], updates)
+            return self.library.compile([*inputs, rate], [loss, d_x], updates)
 
         norm = tensor.sqrt(sum(tensor.sqr(g).sum() for g in gradients.values()))
         clip = tensor.minimum(number(1), number(CLIP_NORM) / (norm + number(1e-6)))
@@ -398,4 +396,4 @@ class Network:
             weight = self._shared[name]
             updates += zip(self._moments[name], means, strict=True)
             updates.append((weight, weight - rate * means[0] / (tensor.sqrt(means[1]) + eps)))
-        return self._library.compile([*inputs, rate, eps], [loss, d_x], updates)
+        return self.library.compile([*inputs, rate, eps], [loss, d_x], updates)

@@ -7,7 +7,6 @@ It is of 2021, and runs on Python 3.11 with what `prepare` does. Its Python need
 from __future__ import annotations
 
 import builtins
-import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import numpy as np
 from . import symbolic
 from .symbolic import Library, set_threads
 
-__all__ = ["Network", "library", "set_threads", "versions"]
+__all__ = ["Network", "set_threads", "versions"]
 
 # For scan_perform.c, which Cython wrote for Python 3.9. What it knew of the inside of Python's objects is turned off;
 # its one call of PyCode_New, whose arguments changed, makes a code object for tracebacks, and Python can make that.
@@ -75,14 +74,13 @@ def subclasses(of: type[Any]) -> Iterator[type[Any]]:
         yield from subclasses(one)
 
 
-@functools.cache
-def library() -> Library:
-    """Theano, set up. Flags that the environment variable THEANO_FLAGS has already come after ours."""
+def set_up() -> Library:
+    """Theano. Flags that the environment variable THEANO_FLAGS has already come after ours."""
     # Without preallocation: deciding whether a result is in place already, scan compares contents, not addresses.
     ours = symbolic.flags(Path(sys.prefix, "compiled"), "scan__allow_output_prealloc=False")
     os.environ["THEANORC"] = os.devnull
     os.environ["THEANO_FLAGS"] = ",".join(filter(None, [ours, os.environ.get("THEANO_FLAGS")]))
-    for name in ("bool", "int", "float", "complex", "object"):  # which NumPy 1.24 took away
+    for name in {"bool", "int", "float", "complex", "object"} - vars(np).keys():  # NumPy 1.24 took them away
         setattr(np, name, getattr(builtins, name))
 
     import theano
@@ -99,6 +97,7 @@ def library() -> Library:
 
     return Library(
         name="theano",
+        version=theano.__version__,
         tensor=theano.tensor,
         function=theano.function,
         shared=theano.shared,
@@ -112,11 +111,8 @@ def library() -> Library:
 class Network(symbolic.Network):
     """`network.Network` in Theano."""
 
-    library = staticmethod(library)
+    library = set_up()
 
 
 def versions() -> dict[str, str]:
-    library()
-    import theano
-
-    return {"theano-pymc": theano.__version__, "numpy": np.__version__, "blas": symbolic.blas_version()}
+    return {"theano-pymc": Network.library.version, "numpy": np.__version__, "blas": symbolic.blas_version()}

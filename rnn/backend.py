@@ -4,7 +4,7 @@ start.
     halide       kernels compiled ahead of time (the default)
     halide-jit   the same generators through Halide's JIT; needs the extra `jit`
     numpy        the reference in `rnn.baselines`
-    theano       not part of this version yet
+    theano       Theano-PyMC, in a process of its own; needs the environment that `rnn setup theano` makes
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _MODULES = {
     "halide": "rnn._backends.halide",
     "halide-jit": "rnn._backends.halide_jit",
     "numpy": "rnn._backends.numpy",
+    "theano": "rnn._backends.theano",
 }
-_ABSENT = {"theano": "not part of this version yet"}
 
 _default: Backend | None = None
 _chosen: ContextVar[Backend | None] = ContextVar("rnn_backend", default=None)
@@ -78,7 +78,7 @@ def current() -> Backend:
 def available() -> dict[str, str]:
     """Every known backend: "ready", or the reason why it can't run here and what to install."""
     answer = {}
-    for name in (*_MODULES, *_ABSENT):
+    for name in _MODULES:
         try:
             _load(name, None)
             answer[name] = "ready"
@@ -97,15 +97,13 @@ def _load(name: str, schedule: str | None) -> Backend:
 def _known(name: str, where: str) -> str:
     if not isinstance(name, str):
         raise TypeError(f"{where}: expected a name (str), got {type(name).__name__}")
-    if name not in _MODULES and name not in _ABSENT:
-        raise ValueError(f"{where}: expected one of {', '.join((*_MODULES, *_ABSENT))}, got {name!r}")
+    if name not in _MODULES:
+        raise ValueError(f"{where}: expected one of {', '.join(_MODULES)}, got {name!r}")
     return name
 
 
 @cache  # backends are stateless, and a JIT one is dear to make
 def _loaded(name: str, schedule: str | None) -> Backend:
-    if name in _ABSENT:
-        raise BackendUnavailable(f"{name}: {_ABSENT[name]}")
     module = import_module(_MODULES[name])
     backend: Backend = module.load() if schedule is None else module.load(schedule=schedule)
     return backend

@@ -23,6 +23,8 @@ from . import backend, tasks
 from ._files import write_atomically
 from ._progress import log, progress_shown
 from ._threads import get_num_threads, set_num_threads
+from .baselines import theano_environment
+from .baselines.remote import RemoteError
 from .checkpoint import Checkpoint, CheckpointError, load
 from .tasks import frames, sobel
 from .tasks.data import LONGEST_SIDE, MOST_FRAMES, require
@@ -51,6 +53,8 @@ def main() -> int:
         CheckpointError,
         backend.BackendUnavailable,
         TrainingDiverged,
+        theano_environment.NoTheano,
+        RemoteError,
     ) as error:
         log(f"error: {error}")
     except OSError as error:
@@ -74,7 +78,9 @@ def options(*which: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 running = options(
-    click.option("--backend", "backend_name", metavar="NAME", help="halide, halide-jit or numpy (RNN_BACKEND)."),
+    click.option(
+        "--backend", "backend_name", metavar="NAME", help="halide, halide-jit, numpy or theano (RNN_BACKEND)."
+    ),
     click.option("--schedule", metavar="NAME", help="Schedule of the Halide backends, such as naive or tuned."),
     click.option(
         "--threads", type=click.IntRange(1), metavar="N", help="Threads of the Halide kernels (RNN_NUM_THREADS)."
@@ -121,6 +127,7 @@ def command() -> None:
     rnn train frames --mode frames          learn the differences between a video's frames
     rnn train sobel --images *.png --json
     rnn predict results/sobel-rows/model.safetensors --images cat.jpg --out cat
+    rnn setup theano                        make the environment that --backend theano needs
     rnn info
     """
 
@@ -465,6 +472,22 @@ def info(model: Path | None, as_json: bool) -> int:
                 print(f"  {key}: {item}")
         else:
             print(f"{name}: {value}")
+    return 0
+
+
+@command.group()
+def setup() -> None:
+    """Make what a backend needs and pip cannot install beside it."""
+
+
+@setup.command("theano")
+def setup_theano() -> int:
+    """Make the environment of its own that Theano needs: an older NumPy, SciPy and Theano-PyMC, about 300 MB.
+
+    The folder is share/halide-rnn/theano of this Python's, or RNN_THEANO. If it is there and whole, nothing is done.
+    """
+    theano_environment.make(log)
+    print(theano_environment.folder())
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,16 +60,25 @@ def test_halide_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
         assert str(backend.current()) == "halide, None"
 
 
+@pytest.fixture
+def no_theano(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As on a machine where nobody made its environment."""
+    monkeypatch.setenv("RNN_THEANO", str(tmp_path / "theano"))
+    monkeypatch.setattr(backend, "_loaded", backend._loaded.__wrapped__)
+
+
+@pytest.mark.usefixtures("no_theano")
 def test_available_says_ready_or_why_not() -> None:
     available = backend.available()
     assert list(available) == ["halide", "halide-jit", "numpy", "theano"]
     assert available["numpy"] == "ready"
-    assert available["theano"] == "theano: not part of this version yet"
+    assert available["theano"] == "theano: needs an environment of its own; make it with 'rnn setup theano'"
     assert all(available.values())
 
 
+@pytest.mark.usefixtures("no_theano")
 def test_an_absent_backend_is_an_import_error() -> None:
-    with pytest.raises(backend.BackendUnavailable, match="theano: not part of this version yet"):
+    with pytest.raises(backend.BackendUnavailable, match="theano: needs an environment of its own"):
         backend.use("theano")
     assert issubclass(backend.BackendUnavailable, ImportError)
 

@@ -147,7 +147,6 @@ BAD: dict[str, tuple[int, list[str | Path], str]] = {
     "no video": (1, ["train", "frames", "--video", __file__], "expected a video, got a file that PyAV can't read"),
     "cut video": (1, ["train", "frames", "--video", "cut.mp4"], "one that ends early: 59 of 120 frames are there"),
     "unknown backend": (2, ["train", "sobel", "--backend", "cuda"], "expected one of halide, halide-jit, numpy"),
-    "no backend yet": (1, ["train", "sobel", "--backend", "theano"], "theano: not part of this version yet"),
     "unknown schedule": (2, ["train", "sobel", "--schedule", "fast"], "schedule: expected one of"),
     "no schedules": (2, ["train", "sobel", "--backend", "numpy", "--schedule", "naive"], "the numpy backend has none"),
     "cut model": (1, ["info", "cut.safetensors"], "cut.safetensors: no checkpoint, or cut off"),

@@ -1,0 +1,92 @@
+"""Theano as a backend: float32 and float64, in a process of its own, with a Python of its own."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from .. import baselines
+from .._threads import get_num_threads
+from ..backend import BackendUnavailable
+from ..baselines import theano_environment
+from ..baselines.remote import Answer, Remote
+from . import numpy as reference
+from .base import Array, Backend, Gradients, Tape
+
+WORKER = Path(baselines.__file__).with_name("theano_worker.py")
+
+
+class TheanoBackend:
+    """Sends whole sequences to one worker process, which starts at the first call, and anew where it ended.
+
+    Theano compiles at the first call for each cell, dtype and set of weights, and for one lane apart from several: some
+    seconds, and a minute more where it has never compiled before. What goes wrong there is a `remote.RemoteError`.
+    """
+
+    name = "theano"
+    schedule: str | None = None
+
+    def __init__(self, python: Path) -> None:
+        self._command = [str(python), "-I", "-W", "ignore", str(WORKER)]
+        self._empty = reference.NumpyBackend()  # where nothing is to be computed
+        self._lock = threading.Lock()
+        self._remote: Remote | None = None
+        self._parents: list[Remote] = []
+        os.register_at_fork(after_in_child=self._forget)
+        atexit.register(self._close)
+
+    def forward(self, cell: str, x: Array, h0: Array, weights: Mapping[str, Array]) -> Tape:
+        if _is_empty(x, weights):
+            return self._empty.forward(cell, x, h0, weights)
+        answer = self._ask("forward", cell, {"x": x, "h0": h0, **weights})
+        states = np.concatenate([h0[np.newaxis], answer.arrays["states"]])
+        return Tape((states,), (), answer.arrays["output"] if "weight_ho" in weights else states[1:])
+
+    def bptt(
+        self, cell: str, x: Array, weights: Mapping[str, Array], tape: Tape, d_output: Array, d_state: Array | None
+    ) -> Gradients:
+        if _is_empty(x, weights):
+            return self._empty.bptt(cell, x, weights, tape, d_output, d_state)
+        (states,) = tape.states
+        d_last = np.zeros_like(states[-1]) if d_state is None else d_state
+        answer = self._ask("bptt", cell, {"x": x, "states": states, "d_output": d_output, "d_last": d_last, **weights})
+        found = answer.arrays
+        return Gradients({name: found[name] for name in weights}, found["x"], found["h0"])
+
+    def _ask(self, do: str, cell: str, arrays: Mapping[str, Array]) -> Answer:
+        with self._lock:
+            if self._remote is None or self._remote.process.poll() is not None:
+                self._close()
+                self._remote = Remote(self._command)
+            remote = self._remote
+        return remote.ask(do, arrays, cell=cell, threads=get_num_threads())
+
+    def _forget(self) -> None:
+        """In the child of a fork: the worker is the parent's. It is not dropped, which would take it for lost."""
+        self._lock = threading.Lock()
+        if self._remote is not None:
+            self._parents.append(self._remote)
+            self._remote = None
+
+    def _close(self) -> None:
+        if self._remote is not None:
+            self._remote.close()
+
+
+def _is_empty(x: Array, weights: Mapping[str, Array]) -> bool:
+    return 0 in x.shape or any(weight.size == 0 for weight in weights.values())
+
+
+def load(schedule: str | None = None) -> Backend:
+    """Theano. Raises BackendUnavailable without its environment, ValueError if a schedule is asked for."""
+    if schedule is not None:
+        raise ValueError(f"schedule: the theano backend has none to choose from, got {schedule!r}")
+    try:
+        return TheanoBackend(theano_environment.python())
+    except theano_environment.NoTheano as reason:
+        raise BackendUnavailable(str(reason)) from reason
