@@ -9,6 +9,8 @@ What made it fast, each measured in float32 on one AMD EPYC core (Zen 4), NumPy 
 - With several lanes W_hh^T is copied once, so that its rows are contiguous (H = 256, N = 48: 78 us a step, and 100 with
   the transposed view); with one lane the view is the faster (H = 1024: 55 us, and 70 with the copy).
 - Biases are summed over rows as a product with ones (H = 16, T*N = 262144: 0.6 ms, and 5.5 for `sum`).
+- A network keeps its arrays for the next batch: new memory costs a page fault every 4 KiB (I = H = 64, N = 48, T = 200,
+  a training step: 10.8 ms, and 15.9).
 - All weights are one vector, and so are their gradients: an update is few calls, whatever the number of weights.
 """
 
@@ -78,23 +80,51 @@ def quiet() -> np.errstate:
     return np.errstate(over="ignore", under="ignore", invalid="ignore")
 
 
+class Room(NamedTuple):
+    """What one forward and one backward pass fill: states (T+1, N, H), output and its gradient (T, N, O or H), delta
+    and slopes (T, N, H), and the gradient of x (T, N, I). Without a readout the output is a view of the states, and its
+    gradient is delta, which begins with it."""
+
+    states: Array
+    output: Array
+    d_output: Array
+    delta: Array
+    slopes: Array
+    d_x: Array
+
+
+def room(x: Array, weights: Mapping[str, Array]) -> Room:
+    """Memory for x (T, N, I); what is not written to takes none."""
+    T, N, _ = x.shape
+    H = len(weights["weight_hh_l0"])
+    states = np.empty((T + 1, N, H), x.dtype)
+    delta = np.empty((T, N, H), x.dtype)
+    output, d_output = states[1:], delta
+    if "weight_ho" in weights:
+        output, d_output = (np.empty((T, N, len(weights["weight_ho"])), x.dtype) for _ in range(2))
+    return Room(states, output, d_output, delta, np.empty_like(delta), np.empty(x.shape, x.dtype))
+
+
 def forward(cell: str, x: Array, h0: Array, weights: Mapping[str, Array]) -> tuple[Array, Array]:
     """States (T+1, N, H) and output (T, N, O or H), as `recurrence.forward`, for x (T, N, I) and h0 (N, H).
 
     Any size may be 0. The output without a readout is a view of the states.
     """
-    (T, N, _), H = x.shape, h0.shape[1]
-    states = np.empty((T + 1, N, H), x.dtype)
-    states[0] = h0
+    to = room(x, weights)
     with quiet():
-        project(x, weights, states[1:])
-        recur(cell, weights["weight_hh_l0"], states)
-        if "weight_ho" not in weights:
-            return states, states[1:]
-        output = rows(states[1:]) @ weights["weight_ho"].T
+        run(cell, x, h0, weights, to)
+    return to.states, to.output
+
+
+def run(cell: str, x: Array, h0: Array | float, weights: Mapping[str, Array], to: Room) -> None:
+    """Write states and output into the room."""
+    to.states[0] = h0
+    project(x, weights, to.states[1:])
+    recur(cell, weights["weight_hh_l0"], to.states)
+    if "weight_ho" in weights:
+        np.dot(rows(to.states[1:]), weights["weight_ho"].T, out=rows(to.output))
         if "bias_o" in weights:
-            output += weights["bias_o"]
-    return states, output.reshape(T, N, output.shape[1])
+            np.add(to.output, weights["bias_o"], to.output)
 
 
 def project(x: Array, weights: Mapping[str, Array], out: Array) -> None:
@@ -131,50 +161,49 @@ def bptt(
     """Gradients from those of the output (T, N, O or H) and of the last state (N, H), None for zeros: as
     `recurrence.bptt`. `states` are what `forward` returned for the same `x` and `weights`."""
     gradients = {name: np.empty_like(weight, order="C") for name, weight in weights.items()}
+    to = room(x, weights)._replace(states=states, d_output=d_output)
     with quiet():
-        d_x, d_h0 = differentiate(cell, x, weights, states, d_output, d_last, gradients)
-    return Backward(gradients, d_x, (d_h0,))
+        d_h0 = differentiate(cell, x, weights, to, 0.0 if d_last is None else d_last, gradients)
+    return Backward(gradients, to.d_x, (d_h0,))
 
 
 def differentiate(
     cell: str,
     x: Array,
     weights: Mapping[str, Array],
-    states: Array,
-    d_output: Array,
-    d_last: Array | None,
+    to: Room,
+    d_last: Array | float,
     gradients: Mapping[str, Array],
-) -> tuple[Array, Array]:
-    """Write the gradients of the weights into C-contiguous `gradients`; return those of x and of h0."""
-    W_ih, hidden = weights["weight_ih_l0"], states[1:]
-    delta = np.empty_like(hidden)  # at first what reaches each h_t from its own output
+) -> Array:
+    """Write the gradients of the weights into C-contiguous `gradients`, that of x into the room, from the room's states
+    and d_output; return that of h0."""
+    hidden, d_output, delta = to.states[1:], rows(to.d_output), rows(to.delta)
     if "weight_ho" in weights:
-        np.dot(rows(d_output), weights["weight_ho"], out=rows(delta))
-        np.dot(rows(d_output).T, rows(hidden), out=gradients["weight_ho"])
+        np.dot(d_output, weights["weight_ho"], out=delta)
+        np.dot(d_output.T, rows(hidden), out=gradients["weight_ho"])
         if "bias_o" in weights:
             total(d_output, gradients["bias_o"])
-    else:
-        delta[...] = d_output
-    d_h0 = recur_back(cell, weights["weight_hh_l0"], hidden, delta, d_last)
-    np.dot(rows(delta).T, rows(x), out=gradients["weight_ih_l0"])
-    np.dot(rows(delta).T, rows(states[:-1]), out=gradients["weight_hh_l0"])
+    elif to.d_output is not to.delta:
+        to.delta[...] = to.d_output
+    CELLS[cell].slope(hidden, to.slopes)
+    d_h0 = recur_back(weights["weight_hh_l0"], to.slopes, to.delta, d_last)
+    np.dot(delta.T, rows(x), out=gradients["weight_ih_l0"])
+    np.dot(delta.T, rows(to.states[:-1]), out=gradients["weight_hh_l0"])
     if "bias_ih_l0" in weights:
         total(delta, gradients["bias_ih_l0"])
         gradients["bias_hh_l0"][...] = gradients["bias_ih_l0"]
-    return np.dot(rows(delta), W_ih).reshape(x.shape), d_h0
+    np.dot(delta, weights["weight_ih_l0"], out=rows(to.d_x))
+    return d_h0
 
 
-def recur_back(cell: str, W_hh: Array, hidden: Array, delta: Array, d_last: Array | None) -> Array:
+def recur_back(W_hh: Array, slopes: Array, delta: Array, d_last: Array | float) -> Array:
     """d_t = act'(a_t) (dy_t + W_hh^T d_{t+1}), where delta (T, N, H) holds dy before and d after; returns d_h0.
 
-    hidden: h_1, h_2, ... All slopes at once are faster than a step's in the step (H = 8, N = 1: 1.6 us, and 2.4).
+    slopes: all act'(a_t), which is faster than one in each step (H = 8, N = 1: 1.6 us a step, and 2.4).
     """
     dot, add, multiply = np.dot, np.add, np.multiply
-    slopes = np.empty_like(hidden)
-    CELLS[cell].slope(hidden, slopes)
-    back = np.zeros(hidden.shape[1:], hidden.dtype)
-    if d_last is not None:
-        back[...] = d_last
+    back = np.empty(delta.shape[1:], delta.dtype)
+    back[...] = d_last
     for d, slope in zip(delta[::-1], slopes[::-1], strict=True):
         add(d, back, d)
         multiply(d, slope, d)
@@ -183,8 +212,7 @@ def recur_back(cell: str, W_hh: Array, hidden: Array, delta: Array, d_last: Arra
 
 
 def total(d: Array, out: Array) -> None:
-    """The sum over time and batch."""
-    d = rows(d)
+    """The sum over the rows."""
     np.dot(np.ones(len(d), d.dtype), d, out=out)
 
 
@@ -210,6 +238,7 @@ class Network:
         self._vector = np.concatenate([weight.ravel() for weight in weights.values()])
         self._gradient = np.empty_like(self._vector)
         self._weights, self._gradients = pieces(self._vector, weights), pieces(self._gradient, weights)
+        self._rooms: dict[tuple[int, ...], Room] = {}
         self._update: Callable[[Array, Array, float], None] = sgd
         if objective.update == "adam":
             self._update = Adam(len(self._vector), self._vector.dtype)
@@ -218,7 +247,11 @@ class Network:
         return Batch(np.ascontiguousarray(x), np.ascontiguousarray(target))
 
     def forward(self, batch: Batch) -> Array:
-        return forward(self._cell, batch.x, self._h0(batch), self._weights)[1]
+        """Good until the next call."""
+        to = self._room(batch)
+        with quiet():
+            run(self._cell, batch.x, 0.0, self._weights, to)
+        return to.output
 
     def train(self, batch: Batch, rate: float) -> float:
         with quiet():
@@ -229,31 +262,34 @@ class Network:
     def gradients(self, batch: Batch) -> dict[str, Array]:
         with quiet():
             _, d_x = self._differentiate(batch)
-        return {**{name: gradient.copy() for name, gradient in self._gradients.items()}, "x": d_x}
+        return {name: gradient.copy() for name, gradient in {**self._gradients, "x": d_x}.items()}
 
     def weights(self) -> dict[str, Array]:
         return {name: weight.copy() for name, weight in self._weights.items()}
 
-    def _h0(self, batch: Batch) -> Array:
-        return np.zeros((batch.x.shape[1], len(self._weights["weight_hh_l0"])), batch.x.dtype)
+    def _room(self, batch: Batch) -> Room:
+        if batch.x.shape not in self._rooms:
+            self._rooms[batch.x.shape] = room(batch.x, self._weights)
+        return self._rooms[batch.x.shape]
 
     def _differentiate(self, batch: Batch) -> tuple[float, Array]:
         """The loss, and its gradient with respect to x; those of the weights are in `_gradients`."""
-        states, output = forward(self._cell, batch.x, self._h0(batch), self._weights)
-        value, d_output = loss(output, batch.target, self._objective)
-        d_x, _ = differentiate(self._cell, batch.x, self._weights, states, d_output, None, self._gradients)
-        return value, d_x
+        to = self._room(batch)
+        run(self._cell, batch.x, 0.0, self._weights, to)
+        value = loss(to.output, batch.target, self._objective, to.d_output)
+        differentiate(self._cell, batch.x, self._weights, to, 0.0, self._gradients)
+        return value, to.d_x
 
 
-def loss(output: Array, target: Array, objective: Objective) -> tuple[float, Array]:
-    """The objective's loss and its gradient with respect to the output."""
-    d_output = np.subtract(output, target)
+def loss(output: Array, target: Array, objective: Objective, d_output: Array) -> float:
+    """The objective's loss; writes its gradient with respect to the output into C-contiguous d_output."""
+    np.subtract(output, target, d_output)
     d_output[: objective.skip] = 0
     factor = objective.scale / max(d_output[objective.skip :].size, 1)
-    differences = d_output.ravel()
+    differences = d_output.reshape(-1)
     value = factor * float(np.dot(differences, differences))
     d_output *= 2 * factor
-    return value, d_output
+    return value
 
 
 def sgd(weights: Array, gradient: Array, rate: float) -> None:

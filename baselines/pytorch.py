@@ -70,6 +70,8 @@ def hidden(
     inputs, projected = x.flatten(0, 1), states[1:].flatten(0, 1)
     if bias is None:
         torch.mm(inputs, W_ih.t(), out=projected)
+    elif W_ih.shape[1] == 1:
+        torch.addcmul(bias, inputs, W_ih.t(), out=projected)  # 0.7 ms for 512 * 512 lanes of 16 units, addmm 1.7
     else:
         torch.addmm(bias, inputs, W_ih.t(), out=projected)
     recur(cell, W_hh, states)

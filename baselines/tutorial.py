@@ -85,7 +85,8 @@ class Network(fast.Network):
 
     def _differentiate(self, batch: fast.Batch) -> tuple[float, Array]:
         states, output = forward(batch.x, self._weights)
-        value, d_output = fast.loss(output, batch.target, self._objective)
+        d_output = np.empty_like(output)
+        value = fast.loss(output, batch.target, self._objective, d_output)
         gradients = bptt(batch.x, self._weights, states, d_output, self._truncate)
         d_x = gradients.pop("x")
         for name, gradient in gradients.items():

@@ -370,15 +370,15 @@ MUTANTS: dict[tuple[str, str], Mutant] = {
     ("numpy", "slope of the step before"): (
         numpy,
         "recur_back",
-        lambda cell, W, h, delta, last: RECUR_BACK(cell, W, np.roll(h, 1, axis=0), delta, last),
+        lambda W, slopes, delta, last: RECUR_BACK(W, np.roll(slopes, 1, axis=0), delta, last),
     ),
     ("numpy", "W_hh transposed on the way back"): (
         numpy,
         "recur_back",
-        lambda cell, W, h, delta, last: RECUR_BACK(cell, W.T, h, delta, last),
+        lambda W, slopes, delta, last: RECUR_BACK(W.T, slopes, delta, last),
     ),
     ("numpy", "bias gradient forgotten"): (numpy, "total", lambda d, out: out.fill(0)),
-    ("numpy", "loss of all steps"): (numpy, "loss", lambda y, to, how: LOSS(y, to, how._replace(skip=0))),
+    ("numpy", "loss of all steps"): (numpy, "loss", lambda y, to, how, out: LOSS(y, to, how._replace(skip=0), out)),
     ("numpy", "Adam's bias correction late"): (numpy.Adam, "__init__", late),
     ("numpy", "no clipping"): (numpy, "CLIP_NORM", 1e6),
     ("tutorial", "slope dropped"): (tutorial, "slope", np.ones_like),
@@ -411,7 +411,7 @@ MUTANTS: dict[tuple[str, str], Mutant] = {
     ("jax", "slope of the step before"): (
         jax,
         "recur",
-        jax_recur(lambda cell, kept, d: JAX_BACK(cell, (jax_library.numpy.roll(kept[0], 1, 0), kept[1]), d)),
+        jax_recur(lambda cell, kept, d: JAX_BACK(cell, (kept[0], kept[0], kept[2]), d)),
     ),
     ("jax", "gradient of W_hh transposed"): (
         jax,
