@@ -60,7 +60,7 @@ class Worker(Remote):
         try:
             started = self.ask("start")
         except WorkerFailed as reason:
-            raise Absent(str(reason)) from None
+            raise Absent(str(reason).removeprefix(f"{name}: ")) from None
         if "absent" in started:
             self.close()
             raise Absent(started["absent"])

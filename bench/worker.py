@@ -121,7 +121,8 @@ def resident(name: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.path.remove(HERE)
+    if HERE in sys.path:  # not with -I
+        sys.path.remove(HERE)
     module, processors, backend, option = sys.argv[1:5]
     chosen = [int(number) for number in processors.split(",")]
     os.sched_setaffinity(0, chosen)  # before any library counts the processors that it may use

@@ -122,7 +122,9 @@ def test_the_loop_over_k_holds_multiply_adds_and_loads_and_no_stores(direction: 
     # LLVM names a block after the loop variable: stage 2 of the recurrence, the one over k
     for layout in ("wide", "narrow", "single", "single_narrow"):
         found = [
-            loop for loop in loops if re.search(rf"[0-9]_for_{func}_{layout}(\$\d)?\.s2\.{func}_{layout}_r\$w", loop[0])
+            loop
+            for loop in loops
+            if re.search(rf"[0-9]_for_{func}_{layout}(\$\d+)?\.s2\.{func}_{layout}_r(\$\d+)?\$w", loop[0])
         ]
         assert found, layout
         for loop in found:
