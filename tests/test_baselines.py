@@ -282,6 +282,19 @@ def test_the_tutorial_has_tanh_alone() -> None:
         tutorial.Network("rnn_relu", example(ODD).weights, Objective())
 
 
+def test_jax_compiles_once_for_a_shape() -> None:
+    x, target, weights = example(ODD)
+    network = jax.Network(ODD.cell, weights, Objective())
+    assert network.compile_seconds == 0
+    network.train(network.batch(x, target), RATE)
+    first = network.compile_seconds
+    assert first > 0
+    network.train(network.batch(x + 1, target), RATE)
+    assert network.compile_seconds == first
+    network.train(network.batch(x[1:], target[1:]), RATE)
+    assert network.compile_seconds > first
+
+
 # Threads
 
 THREADS = """
