@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-
-# This Python has no package of ours. As a module of the search path this folder would hide NumPy behind numpy.py.
+# This Python has no package of ours. On the search path this folder would hide NumPy behind numpy.py.
 if not __package__:
-    spec = importlib.util.spec_from_file_location(
-        "baselines", HERE / "__init__.py", submodule_search_locations=[str(HERE)]
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules["baselines"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["baselines"])
+    package = types.ModuleType("baselines")
+    package.__path__ = [str(Path(__file__).resolve().parent)]
+    sys.modules["baselines"] = package
 
-from baselines import remote, symbolic, theano  # noqa: E402
+from baselines import remote, symbolic, theano
 
 
 @functools.cache
