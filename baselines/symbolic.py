@@ -10,10 +10,12 @@ Forms chosen by time, float32, one thread, least of several calls, milliseconds 
       its gradient     2.2 / 6.0    1.5 / 5.2    17 / 59      14 / 53      236 / 371
       own BPTT         2.1 / 5.0    1.6 / 5.1    17 / 58      15 / 49      237 / 380
       and a vector     2.0 / 4.8                                            28 / 78
+      as it is now     2.1 / 4.9    1.4 / 4.2    17 / 51      12 / 36       27 / 75
     PyTensor
       its gradient     1.4 / 4.0    1.3 / 4.9    16 / 55      10 / 50      233 / 368
       own BPTT         1.5 / 3.5    1.3 / 4.2    16 / 51       8 / 31      233 / 368
       and a vector     1.4 / 3.3                                            27 / 75
+      as it is now     1.4 / 3.2    1.2 / 3.8    16 / 50       9 / 30       27 / 73
 
 So BPTT is a scan of our own over the states that forward left (the library's gradient of a scan computes them again),
 and a batch of one lane is a vector, for which BLAS reads the weights once instead of packing them at every step.
