@@ -11,6 +11,7 @@ import numpy as np
 import rnn
 from baselines.network import CLIP_NORM, Objective
 from rnn.optim import SGD, Adam, clip_norm
+from rnn.tasks import RelativeError
 
 Array = np.typing.NDArray[np.floating[Any]]
 
@@ -35,6 +36,7 @@ class Network:
         }
         self.layer = rnn.RNN.from_weights(config, dict(weights))
         self.objective = objective
+        self.loss = RelativeError(1 / objective.scale, objective.skip)
         self.optimizer: SGD | Adam = SGD(1.0) if objective.update == "sgd" else Adam(1.0)
 
     def batch(self, x: Array, target: Array) -> Batch:
@@ -60,13 +62,7 @@ class Network:
 
     def _gradients(self, batch: Batch) -> tuple[float, rnn.Gradients]:
         run = self.layer.forward(batch.x)
-        skip = self.objective.skip
-        d_output = run.output - batch.target
-        d_output[:skip] = 0
-        scale = self.objective.scale / max(d_output[skip:].size, 1)
-        flat = d_output.ravel()
-        loss = float(flat @ flat) * scale
-        d_output *= 2 * scale
+        loss, d_output = self.loss(run.output, batch.target)
         return loss, self.layer.bptt(run, d_output)
 
 

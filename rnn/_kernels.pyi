@@ -1,4 +1,7 @@
+from collections.abc import Sequence
 from typing import Any
+
+from numpy.typing import NDArray
 
 class Kernel:
     @property
@@ -11,4 +14,5 @@ kernels: dict[str, Kernel]
 
 def set_num_threads(threads: int) -> None: ...
 def get_num_threads() -> int: ...
+def empty(shape: Sequence[int], bits: int) -> NDArray[Any]: ...
 def instruction_set() -> str: ...

@@ -17,7 +17,7 @@ from rnn.baselines.network import Objective
 
 ROOT = str(Path(__file__).resolve().parent.parent)
 sys.path.insert(0, ROOT)
-from bench import (
+from bench import (  # noqa: E402
     cases,
     check,
     compare,
@@ -30,7 +30,7 @@ from bench import (
     runner,
     table,
     timer,
-)  # noqa: E402, I001
+)
 
 sys.path.remove(ROOT)
 

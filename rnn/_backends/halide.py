@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from .._memory import empty
 from ..backend import BackendUnavailable
 from . import numpy as reference
 from .base import Array, Backend, Gradients, Tape
@@ -31,8 +32,8 @@ class HalideBackend:
             return self._empty.forward(cell, x, h0, weights)
         weight_ho, bias_o = _readout(weights, H, x.dtype)
         none = np.zeros(H, x.dtype)
-        states = np.empty((T + 1, N, H), x.dtype)
-        output = np.empty((T, N, len(weight_ho)), x.dtype)
+        states = empty((T + 1, N, H), x.dtype)
+        output = empty((T, N, len(weight_ho)), x.dtype)
         self._find("forward", cell, x.dtype.name)(
             x,
             h0,
@@ -59,10 +60,10 @@ class HalideBackend:
         # one row of zeros stands for all of them: its outer strides are 0
         nothing = np.broadcast_to(np.zeros(H, dtype), (T, N, H))
         d_states = nothing if "weight_ho" in weights else d_output
-        d_output = d_output if "weight_ho" in weights else np.empty((T, N, 0), dtype)
-        d_x, d_h0 = np.empty((T, N, I), dtype), np.empty((N, H), dtype)
-        d_weight_ih, d_weight_hh = np.empty((H, I), dtype), np.empty((H, H), dtype)
-        d_bias, d_weight_ho, d_bias_o = np.empty(H, dtype), np.empty((O, H), dtype), np.empty(O, dtype)
+        d_output = d_output if "weight_ho" in weights else empty((T, N, 0), dtype)
+        d_x, d_h0 = empty((T, N, I), dtype), empty((N, H), dtype)
+        d_weight_ih, d_weight_hh = empty((H, I), dtype), empty((H, H), dtype)
+        d_bias, d_weight_ho, d_bias_o = empty((H,), dtype), empty((O, H), dtype), empty((O,), dtype)
         self._find("bptt", cell, dtype.name)(
             x,
             weights["weight_ih_l0"],
@@ -98,7 +99,7 @@ def _readout(weights: Mapping[str, Array], H: int, dtype: np.dtype[np.floating])
     """(weight_ho, bias_o); no output at all where there is no readout, zeros where there is no bias."""
     weight_ho = weights.get("weight_ho")
     if weight_ho is None:
-        weight_ho = np.empty((0, H), dtype)
+        weight_ho = empty((0, H), dtype)
     bias_o = weights.get("bias_o")
     return weight_ho, np.zeros(len(weight_ho), dtype) if bias_o is None else bias_o
 

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .._memory import empty
 from ..layers import RNN
+from ..losses import sum_of_squares
 from ..training import Pair
 from .data import DataError, Values
 
@@ -68,10 +70,10 @@ class RelativeError:
         self.lag = lag
 
     def __call__(self, output: NDArray[Any], target: NDArray[Any]) -> tuple[float, NDArray[Any]]:
-        gradient = output - target
+        gradient = np.subtract(output, target, out=empty(output.shape, output.dtype))
         gradient[: self.lag] = 0
         scale = 1 / (max(gradient[self.lag :].size, 1) * self.mean_square)
-        value = float(np.square(gradient).sum(dtype=np.float64)) * scale
+        value = sum_of_squares(gradient) * scale
         gradient *= 2 * scale
         return value, gradient
 
