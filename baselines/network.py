@@ -6,8 +6,8 @@ Each module of this folder that is named after a library has
     set_threads(n)  so many threads, before the first network; raises ValueError where the library can't
     versions()      {"library": "version"} of what does the work, for the machine card
 
-so that whoever times it sees no difference. What a library wants to be fast (its own arrays, its own layout of the
-weights, a graph compiled beforehand) is made in `__init__` and `batch`, which are not timed.
+so that whoever times it sees no difference. What a library wants to be fast is not timed: its own arrays and its own
+layout of the weights are made in `__init__` and `batch`, and what it compiles, there or at the first call of each.
 """
 
 from __future__ import annotations
@@ -42,6 +42,13 @@ class Network(Protocol):
 
     cell: "rnn_tanh", "rnn_sigmoid" or "rnn_relu"; weights as `recurrence.forward` has them (the biases and the
     readout may be missing); all arrays have one dtype, float32 or float64. Nothing here writes to an argument.
+
+    One whose functions take long to compile and serve any sizes may also have
+
+        load(weights)   start anew, as a new network of the same cell and objective would, from weights of any sizes;
+                        raises ValueError unless their names and dtype are those that it was made with
+
+    Whoever makes many networks looks for it with hasattr (bench/worker.py).
     """
 
     def __init__(self, cell: str, weights: Mapping[str, Array], objective: Objective) -> None: ...

@@ -296,8 +296,8 @@ class Batch(NamedTuple):
 
 
 class Network:
-    """`network.Network`, less the library. A function is compiled in `batch` (that of `gradients` at its first call),
-    once for one lane and once for several, for any T and N.
+    """`network.Network`, less the library. A function is compiled at its first call, once for one lane and once for
+    several, for any T and N; with `load`, which bench/worker.py looks for, for weights of any sizes too.
     """
 
     library: Library
@@ -312,11 +312,22 @@ class Network:
         }
         self._compiled: dict[tuple[str, bool], Compiled] = {}
 
+    def load(self, weights: Mapping[str, Array]) -> None:
+        """Start anew from these weights, of any sizes. Raises ValueError for other names or another dtype than those
+        that the network was made with, which its functions are compiled for.
+        """
+        expected = dict.fromkeys(self._shared, self._dtype.name)
+        got = {name: value.dtype.name for name, value in weights.items()}
+        if got != expected:
+            raise ValueError(f"weights: expected {expected}, got {got}")
+        for name, value in weights.items():
+            self._shared[name].set_value(value.copy(), borrow=True)
+            for moment in self._moments[name]:
+                moment.set_value(np.zeros_like(value), borrow=True)
+        self._updates = 0
+
     def batch(self, x: Array, target: Array) -> Batch:
-        batch = Batch(np.ascontiguousarray(x), np.ascontiguousarray(target))
-        for what in ("forward", "train"):
-            self._function(what, batch)
-        return batch
+        return Batch(np.ascontiguousarray(x), np.ascontiguousarray(target))
 
     def forward(self, batch: Batch) -> Array:
         output: Array = self._function("forward", batch)(batch.x)[0]

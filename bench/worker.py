@@ -35,15 +35,16 @@ class Worker:
 
     def __init__(self, module: str, processors: list[int], backend: str, option: str) -> None:
         self.module, self.processors, self.backend, self.option = module, processors, backend, option
+        self.kind: Any = None
 
     def start(self, arrays: Any, tell: Any) -> dict[str, Any]:
         """Import the library. Answers its versions, or {"absent": why it can't run here}."""
         try:
+            if self.backend:
+                import rnn  # before the tree is on the path: the installed one, with its kernels
             self.library = load(self.module)
             self.library.set_threads(len(self.processors))
             if self.backend:
-                import rnn
-
                 name, _, schedule = self.backend.partition(" ")
                 rnn.backend.use(name, schedule=schedule or None)
         except ImportError as error:
@@ -51,13 +52,22 @@ class Worker:
         return {"versions": self.library.versions(), "resident": resident("VmRSS")}
 
     def create(self, arrays: Any, tell: Any, cell: str, objective: list[Any]) -> dict[str, Any]:
-        """A network from its weights; with "x" and "target" also the batch that the requests below work on."""
+        """A network from its weights; with "x" and "target" also the batch that the requests below work on.
+
+        If the last one has `load` (see baselines/network.py), and differs in sizes alone, it starts anew: what took it
+        seconds to compile need not be compiled again.
+        """
         network = load("baselines.network")
         arrays = {name: array.copy() for name, array in arrays.items()}
         x, target = arrays.pop("x", None), arrays.pop("target", None)
         options = {"bptt_truncate": int(self.option)} if self.option else {}
+        kind = cell, objective, {name: array.dtype for name, array in arrays.items()}
         start = time.perf_counter()
-        self.network = self.library.Network(cell, arrays, network.Objective(*objective), **options)
+        if kind == self.kind and hasattr(self.network, "load"):
+            self.network.load(arrays)
+        else:
+            self.network = self.library.Network(cell, arrays, network.Objective(*objective), **options)
+            self.kind = kind
         self.batch = None if x is None else self.network.batch(x, target)
         return {"seconds": time.perf_counter() - start}
 
@@ -88,6 +98,7 @@ class Worker:
 
     def peak(self, arrays: Any, tell: Any, rate: float) -> dict[str, Any]:
         """MiB that were resident at most while training steps ran (two, since allocators learn from the first)."""
+        self.network.train(self.batch, rate)  # which may compile: not what a training step needs
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is resident now
         for _ in range(2):
             self.network.train(self.batch, rate)

@@ -29,6 +29,9 @@ class Worker:
     def make(self, arrays: Any, tell: Any, cell: str, objective: list[Any]) -> Any:
         self.network = rival.Network(cell, arrays, Objective(*objective))
 
+    def load(self, arrays: Any, tell: Any) -> Any:
+        self.network.load(arrays)
+
     def batch(self, arrays: Any, tell: Any) -> Any:
         self.kept = self.network.batch(arrays["x"].copy(), arrays["target"].copy())
 

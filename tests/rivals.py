@@ -1,14 +1,23 @@
-"""What every rival is compared with: the reference's output, loss, gradients and training, in float64."""
+"""What every rival is compared with: the reference's output, loss, gradients and training, in float64.
+
+Nothing here needs a rival's library: test_baselines.py, test_theano.py and test_peers.py bring their own.
+"""
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 from collections.abc import Mapping
-from types import ModuleType
-from typing import NamedTuple
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
-from problems import Problem, data
+import pytest
+from differences import central_differences
+from numpy.testing import assert_allclose
+from problems import Problem, data, named
 from tolerance import assert_close, tolerance
 
 from rnn.baselines import recurrence
@@ -24,6 +33,29 @@ class Case(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.problem}, {self.objective.update}"
+
+
+ODD = named("odd primes")
+LATE = Objective("adam", scale=2.5, skip=2)
+CASES = [
+    Case(ODD, Objective("sgd")),
+    Case(ODD._replace(dtype="float64"), LATE),
+    Case(ODD._replace(dtype="float64", nonlinearity="relu", bias=False), Objective("sgd", scale=0.5, skip=1)),
+    Case(ODD._replace(dtype="float64", nonlinearity="sigmoid"), LATE),
+    Case(named("one lane, long"), Objective("adam")),
+    Case(named("no readout"), Objective("adam")),
+    Case(named("no readout")._replace(dtype="float64", nonlinearity="relu"), Objective("sgd")),
+    Case(named("columns of a picture")._replace(bias=False), Objective("sgd", scale=1024, skip=8)),
+    Case(named("wide input"), Objective("adam", scale=100)),
+]
+FEW = [
+    Case(ODD._replace(nonlinearity="relu", bias=False), Objective("sgd", scale=0.5, skip=1)),
+    Case(named("one lane, long"), Objective("adam")),
+    Case(named("no readout")._replace(dtype="float64", nonlinearity="sigmoid"), LATE),
+]
+"""For a library that compiles some seconds for each."""
+SEEN_BY = Case(ODD, Objective("adam", scale=25, skip=2))
+"""What the mutants below are to be caught on: clipped, and with a start that Adam's bias correction changes."""
 
 
 class Example(NamedTuple):
@@ -112,3 +144,96 @@ def check_training(rival: ModuleType, case: Case) -> None:
 def check(rival: ModuleType, case: Case) -> None:
     check_gradients(rival, case)
     check_training(rival, case)
+
+
+def check_central_differences(rival: ModuleType) -> None:
+    problem = Problem("small", T=4, N=2, I=2, H=3, O=2, dtype="float64")
+    given = example(problem)
+    _, scale, skip = objective = Objective(scale=1.5, skip=1)
+    network = rival.Network(problem.cell, given.weights, objective)
+    gradients = network.gradients(network.batch(given.x, given.target))
+
+    def loss() -> float:
+        run = recurrence.forward(CELLS[problem.cell], given.x, (np.zeros((2, 3)),), given.weights)
+        return scale * float(np.mean((run.output - given.target)[skip:] ** 2))
+
+    for name, array in {**given.weights, "x": given.x}.items():
+        assert_allclose(gradients[name], central_differences(loss, array), rtol=1e-6, atol=1e-8, err_msg=name)
+
+
+def check_lanes(rival: ModuleType) -> None:
+    """A batch is a stack of single lanes."""
+    problem = ODD._replace(dtype="float64")
+    x, target, weights = example(problem)
+    network = rival.Network(problem.cell, weights, Objective(scale=problem.N))  # the mean, then, is a sum
+    batch = network.batch(x, target)
+    output, gradients = np.array(network.forward(batch)), network.gradients(batch)
+    single = rival.Network(problem.cell, weights, Objective())
+    total = {name: np.zeros_like(weight) for name, weight in weights.items()}
+    for lane in range(problem.N):
+        one = single.batch(x[:, lane : lane + 1], target[:, lane : lane + 1])
+        assert_allclose(output[:, lane : lane + 1], single.forward(one), rtol=1e-12, atol=1e-14)
+        back = single.gradients(one)
+        assert_allclose(gradients["x"][:, lane : lane + 1], back["x"], rtol=1e-12, atol=1e-14)
+        total = {name: total[name] + back[name] for name in total}
+    for name, gradient in total.items():
+        assert_allclose(gradients[name], gradient, rtol=1e-12, atol=1e-13, err_msg=name)
+
+
+def check_load(rival: Any) -> None:
+    """A network of other sizes, used in every way, is a new one after `load`."""
+    other = ODD._replace(T=4, N=3, I=5, H=6, O=2)
+    given = example(other)
+    network = rival.Network(other.cell, given.weights, SEEN_BY.objective)
+    batch = network.batch(given.x, given.target)
+    network.forward(batch)
+    network.gradients(batch)
+    network.train(batch, RATE)
+
+    def started_anew(cell: str, weights: Mapping[str, Array], objective: Objective) -> Any:
+        network.load(weights)
+        return network
+
+    assert (other.cell, SEEN_BY.objective) == (SEEN_BY.problem.cell, SEEN_BY.objective)
+    check(SimpleNamespace(Network=started_anew), SEEN_BY)
+
+
+THREADS = """
+import json, os, sys
+from importlib import import_module
+rival = import_module(f"rnn.baselines.{sys.argv[1]}")
+rival.set_threads(1)
+try:
+    rival.set_threads(10**4)
+    refused = ""
+except ValueError as error:
+    refused = str(error)
+print(json.dumps([eval(sys.argv[2]), refused]))
+"""
+
+
+def check_threads(name: str, count: str) -> None:
+    """Threads of this rival are set or refused. count: the expression for how many there are, in a process in which
+    the module is `rival`.
+    """
+    done = subprocess.run([sys.executable, "-c", THREADS, name, count], capture_output=True, text=True, check=True)
+    threads, refused = json.loads(done.stdout)
+    assert threads == 1
+    assert refused.startswith("n: expected")
+
+
+def check_versions(rival: ModuleType) -> None:
+    versions = rival.versions()
+    assert versions
+    assert all(version[0].isdigit() for version in versions.values())
+
+
+Mutant = tuple[object, str, Any]
+"""A module or class, its attribute, and what stands there in place of what is right."""
+
+
+def check_mutant(rival: ModuleType, mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rival with this one thing wrong is turned down."""
+    monkeypatch.setattr(*mutant)
+    with pytest.raises(AssertionError, match="allowed"):
+        check(rival, SEEN_BY)

@@ -17,7 +17,7 @@ import pytest
 from differences import check_gradients
 from problems import SHAPES, Problem, data, named
 from reference import ReferenceBackend
-from rivals import Case, check
+from rivals import FEW, Case, check, check_load
 from tolerance import assert_close, tolerance
 
 import rnn
@@ -183,6 +183,9 @@ class RemoteNetwork:
     def __init__(self, cell: str, weights: dict[str, Array], objective: Objective) -> None:
         self.remote.ask("make", weights, cell=cell, objective=list(objective))
 
+    def load(self, weights: dict[str, Array]) -> None:
+        self.remote.ask("load", weights)
+
     def batch(self, x: Array, target: Array) -> None:
         self.remote.ask("batch", {"x": x, "target": target})
 
@@ -214,17 +217,13 @@ def rival(python: Path) -> Iterator[Rival]:
         yield Rival(remote)
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        Case(ODD, Objective("sgd", scale=0.5, skip=1)),
-        Case(named("one lane, long"), Objective("adam")),
-        Case(named("no readout")._replace(nonlinearity="sigmoid", dtype="float64"), Objective("adam", skip=2)),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("case", FEW, ids=str)
 def test_the_rival_is_the_references_network(rival: Any, case: Case) -> None:
     check(rival, case)
+
+
+def test_started_anew_it_is_a_new_network(rival: Any) -> None:
+    check_load(rival, RemoteError)
 
 
 def test_versions_and_threads_of_the_rival(rival: Rival) -> None:

@@ -25,9 +25,10 @@ def draw(session: Session) -> Figure:
                         points.append((width, other.seconds_min / ours.seconds_min))
                 axes.plot(*zip(*points, strict=True), label=f"over {label(name)}", markersize=7, **STYLES[name])
                 for point in points:
-                    text = f"{point[1]:.2g}"
+                    text = f"{point[1]:.2f}" if point[1] < 9.95 else f"{point[1]:.0f}"
                     axes.annotate(text, point, (0, 6), textcoords="offset points", fontsize=8, ha="center")
             axes.axhline(1, color="black", linewidth=1)
+            axes.margins(y=0.12)
             axes.set_xscale("log", base=2)
             axes.set_yscale("log", base=2)
             axes.set_xticks(list(widths), [str(width) for width in widths])
