@@ -49,4 +49,4 @@ class Network(symbolic.Network):
 
 def versions() -> dict[str, str]:
     version = Network.library.version
-    return {"pytensor": version, "numpy": np.__version__, "blas": symbolic.blas_version()}
+    return {"pytensor": version, "numpy": np.__version__, "openblas": symbolic.blas_version()}

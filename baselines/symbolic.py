@@ -142,17 +142,19 @@ def flags(compiled: Path, *more: str) -> str:
 def set_threads(n: int) -> None:
     """So many threads of OpenBLAS, which alone uses several. Raises ValueError where it was built for fewer."""
     library = loaded_openblas()
+    before = library.scipy_openblas_get_num_threads()
     library.scipy_openblas_set_num_threads(ctypes.c_int(n))
     got = library.scipy_openblas_get_num_threads()
     if got != n:
+        library.scipy_openblas_set_num_threads(ctypes.c_int(before))
         raise ValueError(f"n: expected a number of threads that OpenBLAS can have, got {n} (it took {got})")
 
 
 def blas_version() -> str:
     config = loaded_openblas().scipy_openblas_get_config
     config.restype = ctypes.c_char_p
-    text: bytes = config()
-    return " ".join(text.decode().split()[:2])
+    text: bytes = config()  # "OpenBLAS 0.3.30 DYNAMIC_ARCH ..."
+    return text.decode().split()[1]
 
 
 class Graph:

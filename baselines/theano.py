@@ -115,4 +115,4 @@ class Network(symbolic.Network):
 
 
 def versions() -> dict[str, str]:
-    return {"theano-pymc": Network.library.version, "numpy": np.__version__, "blas": symbolic.blas_version()}
+    return {"theano-pymc": Network.library.version, "numpy": np.__version__, "openblas": symbolic.blas_version()}

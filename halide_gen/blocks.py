@@ -19,6 +19,11 @@ def blocks(extent: hl.Expr, size: int) -> hl.Expr:
     return (extent + (size - 1)) // size
 
 
+def padded(rows: hl.Expr, tile: Tile) -> hl.Expr:
+    """Rows, up to whole tiles."""
+    return blocks(rows, tile.rows) * tile.rows
+
+
 def inside(i: hl.Expr, extent: hl.Expr) -> hl.Expr:
     """`i`, or the last index where a block reaches over the edge. Right for extent 0 too: nothing is read then, and the
     promise keeps the bounds empty where a plain clamp would ask for index -1."""
@@ -52,8 +57,10 @@ def layouts(schedule: Schedule, width: hl.Expr, rows: hl.Expr) -> list[tuple[Lay
         return [(Layout("block", lanes, tiles), hl.cast(hl.UInt(1), 1))]
     assert isinstance(tiles, Machine)
     few = rows < FEW
+    some = (width > 2 * lanes) & (padded(rows, tiles.some) < padded(rows, tiles.wide))
     conditions = {
-        "wide": ~few & (width > lanes),
+        "wide": ~few & (width > lanes) & ~some,
+        "some": ~few & some,
         "narrow": ~few & (width <= lanes),
         "single": few & (width > 2 * lanes),
         "single_narrow": few & (width <= 2 * lanes),

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from bench import (  # noqa: E402
     runner,
     table,
     timer,
+    worker,
 )
 
 sys.path.remove(ROOT)
@@ -176,6 +178,31 @@ def test_a_worker_that_dies_is_named(session: runner.Session) -> None:
         worker.process.kill()
         with pytest.raises(runner.WorkerFailed, match="numpy: create: the process was killed by signal 9"):
             worker.create(cases.step_of(SMALL))
+
+
+@pytest.mark.parametrize("can_load", [True, False])
+def test_a_network_is_started_anew_where_it_can_be_and_differs_in_sizes_alone(can_load: bool) -> None:
+    calls: list[str] = []
+
+    class Network:
+        def __init__(self, *arguments: Any) -> None:
+            calls.append("made")
+            if can_load:
+                self.load = lambda weights: calls.append(f"loaded {weights['weight_hh_l0'].shape}")
+
+    far_end = worker.Worker("", [0], "", "")
+    far_end.library = SimpleNamespace(Network=Network)
+    small, large = ({"weight_hh_l0": np.ones((size, size), "float32")} for size in (2, 3))
+    sgd, adam = ["sgd", 1.0, 0], ["adam", 1.0, 0]
+    far_end.create(small, None, "rnn_tanh", sgd)
+    far_end.create(large, None, "rnn_tanh", sgd)
+    assert calls == ["made", "loaded (3, 3)" if can_load else "made"]
+    calls.clear()
+    far_end.create(large, None, "rnn_relu", sgd)
+    far_end.create(large, None, "rnn_relu", adam)
+    far_end.create({**large, "bias_o": np.ones(3, "float32")}, None, "rnn_relu", adam)
+    far_end.create({name: weight.astype("float64") for name, weight in large.items()}, None, "rnn_relu", adam)
+    assert calls == ["made"] * 4
 
 
 def test_our_own_network_trains_as_the_library_does() -> None:

@@ -120,7 +120,7 @@ def test_the_loop_over_k_holds_multiply_adds_and_loads_and_no_stores(direction: 
     pipeline.compile_to_assembly(str(tmp_path / "tuned.s"), inputs, direction, hl.Target(AVX512))
     loops = innermost_loops((tmp_path / "tuned.s").read_text())
     # LLVM names a block after the loop variable: stage 2 of the recurrence, the one over k
-    for layout in ("wide", "narrow", "single", "single_narrow"):
+    for layout in ("wide", "some", "narrow", "single", "single_narrow"):
         found = [
             loop
             for loop in loops

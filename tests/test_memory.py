@@ -1,0 +1,78 @@
+"""Large arrays in memory that is used again."""
+
+from __future__ import annotations
+
+import gc
+import threading
+
+import numpy as np
+import pytest
+
+import rnn
+from rnn._memory import SMALLEST, empty
+
+LARGE = (SMALLEST // 4 + 1000,)
+
+
+def address(array: object) -> int:
+    assert isinstance(array, np.ndarray)
+    return array.__array_interface__["data"][0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(0,), (3, 0, 2), (5,), (7, 11), LARGE, (3, 1 << 20)])
+def test_arrays_are_as_numpys(shape: tuple[int, ...], dtype: str) -> None:
+    array = empty(shape, dtype)
+    assert (array.shape, array.dtype) == (shape, np.dtype(dtype))
+    assert array.flags.c_contiguous
+    assert array.flags.writeable
+    array[...] = 3
+    assert (array == 3).all()
+
+
+def test_memory_is_used_again_when_nobody_holds_it() -> None:
+    first = empty(LARGE, "float32")
+    place, part = address(first), first[1:]
+    del first
+    gc.collect()
+    second = empty(LARGE, "float32")
+    assert address(second) != place, "a view still holds it"
+    del part
+    assert address(empty(LARGE, "float32")) == place
+
+
+def test_live_arrays_share_nothing() -> None:
+    arrays = [empty(LARGE, "float32") for _ in range(20)]
+    for value, array in enumerate(arrays):
+        array[...] = value
+    assert [array[0] for array in arrays] == list(range(20))
+    assert [array[-1] for array in arrays] == list(range(20))
+
+
+def test_what_a_run_holds_stays_while_others_come_and_go() -> None:
+    layer = rnn.RNN(8, 64, 8, seed=0)
+    x = np.random.default_rng(0).standard_normal((64, 32, 8)).astype("float32")
+    run = layer.forward(x)
+    output = run.output.copy()
+    for _ in range(3):
+        other = layer.forward(-x)
+        layer.bptt(other, other.output)
+    np.testing.assert_array_equal(run.output, output)
+
+
+def test_threads_get_arrays_of_their_own() -> None:
+    wrong: list[int] = []
+
+    def work(value: int) -> None:
+        for _ in range(200):
+            array = empty(LARGE, "float32")
+            array[...] = value
+            if not (array == value).all():
+                wrong.append(value)
+
+    threads = [threading.Thread(target=work, args=(value,)) for value in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong

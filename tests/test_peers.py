@@ -1,0 +1,184 @@
+"""The rivals in PyTorch, JAX and PyTensor: as test_baselines.py, for those who have these packages (`--peers`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import jax as jax_library
+import pytest
+import torch
+from rivals import (
+    CASES,
+    FEW,
+    ODD,
+    RATE,
+    SEEN_BY,
+    Case,
+    Mutant,
+    check,
+    check_central_differences,
+    check_gradients,
+    check_lanes,
+    check_load,
+    check_mutant,
+    check_threads,
+    check_training,
+    check_versions,
+    example,
+)
+
+from rnn.baselines import jax, pytensor, pytorch, symbolic
+from rnn.baselines.network import Objective
+
+RIVALS: dict[str, ModuleType] = {"pytorch": pytorch, "jax": jax, "pytensor": pytensor}
+PAIRS = [
+    pytest.param(name, case, id=f"{name}, {case}") for name in RIVALS for case in (FEW if name == "pytensor" else CASES)
+]
+
+
+@pytest.mark.parametrize(("name", "case"), PAIRS)
+def test_output_and_gradients_are_the_references(name: str, case: Case) -> None:
+    check_gradients(RIVALS[name], case)
+
+
+@pytest.mark.parametrize(("name", "case"), PAIRS)
+def test_losses_and_updates_are_the_references(name: str, case: Case) -> None:
+    check_training(RIVALS[name], case)
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_gradients_are_central_differences(name: str) -> None:
+    check_central_differences(RIVALS[name])
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_batch_is_a_stack_of_single_lanes(name: str) -> None:
+    check_lanes(RIVALS[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("pytorch", "rival.torch.get_num_threads()"),
+        ("jax", "len(os.sched_getaffinity(0))"),
+        ("pytensor", "rival.symbolic.loaded_openblas().scipy_openblas_get_num_threads()"),
+    ],
+)
+def test_threads_are_set_or_refused(name: str, count: str) -> None:
+    check_threads(name, count)
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_versions_are_named(name: str) -> None:
+    check_versions(RIVALS[name])
+
+
+def test_jax_compiles_once_for_a_shape() -> None:
+    x, target, weights = example(ODD)
+    network = jax.Network(ODD.cell, weights, Objective())
+    assert network.compile_seconds == 0
+    network.train(network.batch(x, target), RATE)
+    first = network.compile_seconds
+    assert first > 0
+    network.train(network.batch(x + 1, target), RATE)
+    assert network.compile_seconds == first
+    network.train(network.batch(x[1:], target[1:]), RATE)
+    assert network.compile_seconds > first
+
+
+def test_pytensor_started_anew_is_a_new_network() -> None:
+    check_load(pytensor)
+
+
+# Mutants
+
+TORCH_BACK = pytorch.recur_back
+JAX_BACK, JAX_FORWARD, JAX_ADAM = jax.recur_back, jax.forward, jax.adam
+SUM_OF_ROWS, GRAPH_INIT = symbolic.Graph.sum_of_rows, symbolic.Graph.__init__
+
+
+def unbiased(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """PyTorch's backward pass without the gradient of the bias."""
+
+    def wrong(ctx: Any, d_hidden: Any) -> Any:
+        *gradients, d_bias = backward(ctx, d_hidden)
+        return *gradients, None if d_bias is None else 0 * d_bias
+
+    return wrong
+
+
+def jax_recur(back: Callable[..., Any]) -> Any:
+    """JAX's recurrence with another way back."""
+    wrong = jax_library.custom_vjp(jax.recur.fun, nondiff_argnums=(0,))
+    wrong.defvjp(jax.recur_forward, back)
+    return wrong
+
+
+def jax_forward(cell: str, weights: Any, x: Any) -> Any:
+    stopped = {"bias_hh_l0": jax_library.lax.stop_gradient(weights["bias_hh_l0"])}
+    return JAX_FORWARD(cell, {**weights, **stopped}, x)
+
+
+def jax_adam(weights: Any, moments: Any, gradients: Any, rates: Any) -> Any:
+    return JAX_ADAM(weights, moments, gradients, rates._replace(root=rates.root**2))
+
+
+def flat(self: symbolic.Graph, *arguments: Any) -> None:
+    """A graph whose activation has the slope 1."""
+    GRAPH_INIT(self, *arguments)
+    self.slope = lambda h: h * 0 + 1
+
+
+MUTANTS: dict[tuple[str, str], Mutant] = {
+    ("pytorch", "slope of a sigmoid"): (
+        pytorch,
+        "recur_back",
+        lambda cell, W, h, d: TORCH_BACK("rnn_sigmoid", W, h, d),
+    ),
+    ("pytorch", "slope of the step before"): (
+        pytorch,
+        "recur_back",
+        lambda cell, W, h, d: TORCH_BACK(cell, W, torch.roll(h, 1, 0), d),
+    ),
+    ("pytorch", "W_hh transposed on the way back"): (
+        pytorch,
+        "recur_back",
+        lambda cell, W, h, d: TORCH_BACK(cell, W.t(), h, d),
+    ),
+    ("pytorch", "bias gradient forgotten"): (pytorch.Layer, "backward", staticmethod(unbiased(pytorch.Layer.backward))),
+    ("pytorch", "another second moment"): (pytorch, "BETAS", (0.9, 0.99)),
+    ("pytorch", "no clipping"): (pytorch, "CLIP_NORM", 1e6),
+    ("jax", "slope dropped"): (
+        jax,
+        "CELLS",
+        {"rnn_tanh": jax.CELLS["rnn_tanh"]._replace(slope=lambda h: h * 0 + 1)},
+    ),
+    ("jax", "slope of the step before"): (
+        jax,
+        "recur",
+        jax_recur(lambda cell, kept, d: JAX_BACK(cell, (kept[0], kept[0], kept[2]), d)),
+    ),
+    ("jax", "gradient of W_hh transposed"): (
+        jax,
+        "recur",
+        jax_recur(lambda cell, kept, d: (JAX_BACK(cell, kept, d)[0], JAX_BACK(cell, kept, d)[1].T)),
+    ),
+    ("jax", "bias gradient forgotten"): (jax, "forward", jax_forward),
+    ("jax", "Adam's root forgotten"): (jax, "adam", jax_adam),
+    ("jax", "no clipping"): (jax, "CLIP_NORM", 1e6),
+    ("pytensor", "slope dropped"): (symbolic.Graph, "__init__", flat),
+    ("pytensor", "bias gradient forgotten"): (symbolic.Graph, "sum_of_rows", lambda self, d: 0 * SUM_OF_ROWS(self, d)),
+    ("pytensor", "no clipping"): (symbolic, "CLIP_NORM", 1e6),
+}
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_a_right_rival_passes(name: str) -> None:
+    check(RIVALS[name], SEEN_BY)
+
+
+@pytest.mark.parametrize(("name", "mutant"), MUTANTS, ids=lambda part: part)
+def test_a_wrong_rival_is_caught(name: str, mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_mutant(RIVALS[name], MUTANTS[name, mutant], monkeypatch)
