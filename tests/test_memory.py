@@ -16,7 +16,7 @@ LARGE = (SMALLEST // 4 + 1000,)
 
 def address(array: object) -> int:
     assert isinstance(array, np.ndarray)
-    return array.__array_interface__["data"][0]
+    return int(array.__array_interface__["data"][0])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
