@@ -33,6 +33,8 @@ def load(name: str) -> Any:
 class Worker:
     """The methods are the requests; see baselines/remote.py for how arrays and values come and go."""
 
+    network: Any
+
     def __init__(self, module: str, processors: list[int], backend: str, option: str) -> None:
         self.module, self.processors, self.backend, self.option = module, processors, backend, option
         self.kind: Any = None
