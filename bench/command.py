@@ -19,7 +19,7 @@ from .runner import Session, WorkerFailed
 
 ROOT = Path(__file__).resolve().parent.parent
 BUDGET = 1.0
-"""Seconds to time one pass of one problem, with one number of threads, on all implementations."""
+"""Seconds to time one pass of one problem, with one number of threads, on three implementations."""
 
 
 def main(arguments: Sequence[str]) -> int:
