@@ -29,22 +29,23 @@ def main(arguments: Sequence[str]) -> int:
         prog="python3 bench",
         description="Measure and plot everything, or what is named; compare OLD.csv NEW.csv: what got slower.",
     )
-    names = ", ".join(MEASURES)
-    parser.add_argument("name", nargs="*", choices=[*MEASURES, []], metavar="NAME", help=f"of {names}; default: all")
+    known = ", ".join(MEASURES)
+    parser.add_argument("name", nargs="*", choices=[*MEASURES, []], metavar="NAME", help=f"of {known}; default: all")
     parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder for all files (default: results)")
     parser.add_argument("--quick", action="store_true", help="a third of the problems, short training")
     parser.add_argument("--peers", action="store_true", help="PyTorch, JAX and PyTensor too (installs them)")
     parser.add_argument("--json", action="store_true", help="print a line of JSON a figure, and no tables")
     chosen = parser.parse_args(arguments)
     try:
-        run(chosen.name or list(MEASURES), chosen.out, quick=chosen.quick, peers=chosen.peers, as_json=chosen.json)
+        names = chosen.name or list(MEASURES)
+        failures = run(names, chosen.out, quick=chosen.quick, peers=chosen.peers, as_json=chosen.json)
     except KeyboardInterrupt:
         say("stopped; what was finished is written")
         return 130
     except (WorkerFailed, ImportError, ValueError) as error:  # a package or data that is missing says what to do
         say(f"error: {error}")
         return 1
-    return 0
+    return 1 if failures else 0
 
 
 def main_compare(arguments: Sequence[str]) -> int:
@@ -60,7 +61,8 @@ def main_compare(arguments: Sequence[str]) -> int:
     return 0
 
 
-def run(names: Sequence[str], out: Path, *, quick: bool, peers: bool, as_json: bool) -> None:
+def run(names: Sequence[str], out: Path, *, quick: bool, peers: bool, as_json: bool) -> list[str]:
+    """Measure, draw and print; the failures."""
     start = time.monotonic()
 
     def step(line: str) -> None:
@@ -99,14 +101,15 @@ def run(names: Sequence[str], out: Path, *, quick: bool, peers: bool, as_json: b
 
     if as_json:
         print(table.json_lines(session.rows))
-        return
+        return session.failures
     for section in sections:
         for one, note in section.tables:
             print(f"\n{section.name}\n\n{table.aligned(one)}\n{note}")
     for line in report.summary(session):
         print(f"\n{line}")
-    for name, reason in session.absent.items():
-        print(f"\nNOT MEASURED: {name}: {reason}")
+    for line in report.missing(session):
+        print(f"\n{line}")
+    return session.failures
 
 
 def write(name: str, session: Session) -> list[Path]:

@@ -61,6 +61,12 @@ def tables(name: str, session: Session) -> list[tuple[table.Table, str]]:
     return [(table.times(rows, names, session.absent), table.NOISY)] if rows else []
 
 
+def missing(session: Session) -> list[str]:
+    """What has no figures, and why."""
+    lines = [f"NOT MEASURED: {name}: {reason}" for name, reason in session.absent.items()]
+    return lines + [f"WRONG, NOT TIMED: {failure}" for failure in session.failures]
+
+
 def summary(session: Session) -> list[str]:
     """The sentences that a reader in a hurry needs."""
     lines = []
@@ -79,19 +85,18 @@ def summary(session: Session) -> list[str]:
 
 def write(out: Path, session: Session, sections: Sequence[Section]) -> list[Path]:
     """Write both reports; the files."""
-    missing = [f"NOT MEASURED: {name}: {reason}" for name, reason in session.absent.items()]
     page = [
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
         f"<title>halide-rnn: the benchmark</title><style>{STYLE}</style>",
         "<h1>halide-rnn: the benchmark</h1>",
         "<nav>" + "".join(f"<a href='#{section.name}'>{section.name}</a>" for section in sections) + "</nav>",
-        *(f"<p class=missing>{escape(line)}</p>" for line in missing),
+        *(f"<p class=missing>{escape(line)}</p>" for line in missing(session)),
         *(f"<p>{escape(line)}</p>" for line in summary(session)),
         "<h2>The machine</h2><dl>",
         *(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in session.card.items()),
         "</dl>",
     ]
-    text = ["# halide-rnn: the benchmark", "", *missing, *summary(session), "", "## The machine", ""]
+    text = ["# halide-rnn: the benchmark", "", *missing(session), *summary(session), "", "## The machine", ""]
     text += [f"- **{name}**: {value}" for name, value in session.card.items()]
     for section in sections:
         page.append(f"<h2 id='{section.name}'>{section.name}</h2><p>{WORDS[section.name]}</p>")

@@ -18,7 +18,7 @@ from rnn.baselines.theano_environment import NoTheano
 
 from . import timer
 from .cases import Array, Step
-from .check import check, expected
+from .check import Expected, check, expected
 from .implementations import IMPLEMENTATIONS, RIVALS, command
 from .machine import Limits
 from .results import Curve, FirstStep, Memory, Row
@@ -106,6 +106,8 @@ class Session:
     """Case -> its data, and what we made of the held-out part."""
     absent: dict[str, str] = field(default_factory=dict)
     """Implementation -> why it wasn't measured. To be said wherever its figures would be."""
+    failures: list[str] = field(default_factory=list)
+    """Rivals that were wrong on a problem, and so weren't timed there."""
 
     @property
     def counts(self) -> list[int]:
@@ -147,19 +149,29 @@ class Session:
         step: Step,
         passes: Sequence[str] = PASSES,
     ) -> list[Row]:
-        """Check every worker on a step, then time those of each crew in turns."""
+        """Check every worker on a step, then time those of each crew in turns. A rival that is wrong there goes to
+        `failures`, and isn't timed; raises WorkerFailed if we are."""
         want = expected(step)
         made = []
         for crew in crews:
-            for worker in crew.values():
-                worker.create(step)
-                try:
-                    check(worker, step, want, whole=not IMPLEMENTATIONS[worker.name].option)
-                except AssertionError as reason:
-                    raise WorkerFailed(f"{worker.name} is not the reference on {step.problem}: {reason}") from None
-            for which in passes:
-                made += self.time(benchmark, crew, step.problem, which)
+            right = {name: worker for name, worker in crew.items() if self.is_right(worker, step, want)}
+            for which in passes if right else ():
+                made += self.time(benchmark, right, step.problem, which)
         return made
+
+    def is_right(self, worker: Worker, step: Step, want: Expected) -> bool:
+        implementation = IMPLEMENTATIONS[worker.name]
+        try:
+            worker.create(step)
+            check(worker, step, want, whole=not implementation.option)
+        except (AssertionError, WorkerFailed) as reason:
+            failure = f"{worker.name} on {step.problem.name}: {reason}"
+            if implementation.backend:
+                raise WorkerFailed(failure) from None
+            self.failures.append(failure)
+            self.say(f"WRONG, NOT TIMED: {failure}")
+            return False
+        return True
 
     def time(self, benchmark: str, crew: Mapping[str, Worker], problem: problems.Problem, which: str) -> list[Row]:
         """Time the workers of a crew in turns, on what they were given last."""

@@ -45,6 +45,7 @@ def count(threads: int) -> str:
 def footer(session: Session) -> str:
     """The machine card, under whatever could not be measured."""
     missing = [f"NOT MEASURED: {label(name)}: {reason}" for name, reason in session.absent.items()]
+    missing += [f"WRONG, NOT TIMED: {failure}" for failure in session.failures]
     entries = [*missing, *text(session.card).splitlines()]
     lines = [line for entry in entries for line in textwrap.wrap(entry, FOOTER_WIDTH)]
     return "\n".join(lines)
