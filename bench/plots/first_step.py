@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from ..implementations import OURS
 from ..measures import FIRST
 from ..runner import Session
-from .style import GRID, label, say_missing
+from .style import GRID, label, plain_log, say_missing
 
 
 def draw(session: Session) -> Figure:
@@ -21,6 +21,7 @@ def draw(session: Session) -> Figure:
     axes.set_yticks(range(len(steps)), names)
     axes.invert_yaxis()
     axes.set_xscale("log")
+    plain_log(axes.xaxis)
     axes.set_xlim(right=2.5 * max(s.seconds for s in steps))
     axes.set_xlabel("seconds from a new process to the end of its first training step: importing, compiling, running")
     axes.set_title(f"First step: {FIRST.name} (T={FIRST.T} N={FIRST.N} I={FIRST.I} H={FIRST.H} O={FIRST.O})")

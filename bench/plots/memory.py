@@ -16,15 +16,13 @@ def draw(session: Session) -> Figure:
         points = [(m.T, m.mebibytes) for m in session.memory if m.implementation == name]
         if points:
             axes.plot(*zip(*points, strict=True), label=label(name), **STYLES[name])
-            last = points[-1]
-            axes.annotate(f"{last[1]:.0f}", last, (8, 0), textcoords="offset points", va="center", fontsize=8)
     p = MEMORY[0]
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     axes.set_xticks([p.T for p in MEMORY], [str(p.T) for p in MEMORY])
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("T, time steps")
-    axes.set_ylabel("MiB at most, beyond those of the imported library (data and weights included)")
+    axes.set_ylabel("MiB at most, without those of the imported library")
     axes.set_title(f"Peak resident memory of training steps, N={p.N} I={p.I} H={p.H} O={p.O}, 1 thread")
     axes.grid(**GRID)
     axes.legend()

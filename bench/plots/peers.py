@@ -40,6 +40,6 @@ def draw(session: Session) -> Figure:
     first = figure.axes[0]
     first.set_yticks(range(len(cases)), cases)
     first.invert_yaxis()
-    figure.legend(*first.get_legend_handles_labels(), loc="outside upper center", ncols=len(session.rivals))
+    figure.axes[-1].legend(loc="lower right")
     figure.suptitle("Against the peers: Elman layers without readout, each library with as many threads, in turns")
     return figure

@@ -6,6 +6,8 @@ import textwrap
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from ..implementations import OURS
 from ..machine import text
@@ -40,6 +42,14 @@ def label(name: str) -> str:
 
 def count(threads: int) -> str:
     return f"{threads} thread{'s' * (threads > 1)}"
+
+
+def plain_log(*axes: Axis) -> None:
+    """Plain numbers at 1, 2, 5, 10... of a logarithmic axis."""
+    for axis in axes:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
 
 
 def footer(session: Session) -> str:

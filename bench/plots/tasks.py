@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from ..cases import LEARNED
 from ..runner import Session
-from .style import GRID, STYLES, count, label, say_missing
+from .style import GRID, STYLES, count, label, plain_log, say_missing
 
 
 def draw(session: Session) -> Figure:
@@ -23,13 +23,14 @@ def draw(session: Session) -> Figure:
             axes.plot(np.cumsum(curve.seconds), np.sqrt(curve.loss), label=what, **style)
         axes.set_xscale("log")
         axes.set_yscale("log")
+        plain_log(axes.xaxis, axes.yaxis)
         axes.set(title=case.name, xlabel="seconds of training", ylabel="relative RMSE in training")
         axes.grid(**GRID)
         axes.legend(fontsize=8)
         say_missing(axes, session)
     threads = count(session.curves[0].threads) if session.curves else ""
     figure.suptitle(
-        f"Training from the same weights, with the same batches and Adam, {threads} "
-        "(a mark is an epoch; always answering 0 has an error of 1; curves of the slower end where they were cut)"
+        f"Training from the same weights, with the same batches and Adam, {threads}\n"
+        "(a mark is an epoch; always answering 0 has an error of 1; the slower curves end where they were cut)"
     )
     return figure

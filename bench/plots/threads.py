@@ -32,6 +32,6 @@ def draw(session: Session) -> Figure:
         axes.grid(**GRID)
     axes = figure.axes[0]
     axes.set_ylabel("training steps a second,\nas multiples of ours on 1 thread")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    axes.legend(loc="lower right", fontsize=8)
     figure.suptitle("Strong scaling of a training step")
     return figure
