@@ -133,7 +133,8 @@ class Session:
                 except Absent as reason:
                     self.absent[name] = str(reason)
                 else:
-                    self.card[name] = ", ".join(map(" ".join, worker.versions.items()))
+                    library = name.replace(",", " ").split()[0]  # rungs of the ladder are one
+                    self.card[library] = ", ".join(map(" ".join, worker.versions.items()))
             yield started
 
     @contextlib.contextmanager

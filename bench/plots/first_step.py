@@ -25,6 +25,7 @@ def draw(session: Session) -> Figure:
     axes.set_xlim(right=2.5 * max(s.seconds for s in steps))
     axes.set_xlabel("seconds from a new process to the end of its first training step: importing, compiling, running")
     axes.set_title(f"First step: {FIRST.name} (T={FIRST.T} N={FIRST.N} I={FIRST.I} H={FIRST.H} O={FIRST.O})")
+    axes.set_axisbelow(True)
     axes.grid(axis="x", **GRID)
     say_missing(axes, session)
     return figure

@@ -29,6 +29,7 @@ def draw(session: Session) -> Figure:
     peak = session.limits[one.threads].gflops
     speed.set(ylim=(0, 100), ylabel=f"% of the measured peak, {peak:.0f} GFLOP/s", title="Speed")
     speed.legend(loc="upper left")
+    speed.set_axisbelow(True)
     speed.grid(axis="y", **GRID)
 
     jit = [rows[f"{OURS}-jit {schedule}", "train"] for schedule in SCHEDULES]
@@ -47,6 +48,7 @@ def draw(session: Session) -> Figure:
     compiling.set(ylabel="seconds", title="JIT: a training step, and compiling it")
     compiling.set_ylim(top=compiling.get_ylim()[1] * 4)
     compiling.legend(loc="upper right")
+    compiling.set_axisbelow(True)
     compiling.grid(axis="y", **GRID)
     shape = f"T={one.T} N={one.N} I={one.I} H={one.H} O={one.O}"
     figure.suptitle(f"The ladder of schedules: {one.problem} ({shape}), {count(one.threads)}")
