@@ -76,7 +76,7 @@ def growth(session: Session) -> None:
 
 def roofline(session: Session) -> None:
     """Every named problem that has something to compute, on one thread; those that `peers` has measured as they are."""
-    named = [p for p in problems.SHAPES + problems.SPEED + problems.GRID if p.multiplications]
+    named = [p for p in problems.SHAPES + problems.SPEED + problems.GRID if 0 not in (p.T, p.N, p.I, p.H, p.O)]
     done = {row.problem for row in session.rows if row.implementation == OURS and row.threads == 1}
     with session.crew([OURS], session.last(1)) as crew:
         for problem in session.some(named, 3):

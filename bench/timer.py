@@ -11,11 +11,12 @@ SHORTEST_SAMPLE = 0.02
 """Seconds: below this a sample is several runs, or the clock and the call would be part of it."""
 AGREEMENT = 0.03
 FEWEST = 5
-REST = 0.15
-"""Seconds before each sample, in which the threads that the last contestant left spinning go to sleep: OpenBLAS keeps
-its own awake for 2^28 cycles after a product, 0.1 s, on a processor that the next contestant wants."""
-AWAKE = 0.4
-"""Seconds from which on a run needs none before it to wake its own threads: that takes 0.01 s."""
+WARM_UP = 0.2
+"""Seconds of untimed runs before each sample: training is one step after another. OpenBLAS keeps its own threads awake
+for 0.1 s after a product, on a processor that the next contestant wants; and threads that fell asleep share one
+processor at first (2 threads, steps of 1.3 ms: 2.4 ms a step for the first 0.06 s)."""
+LONG = 1.0
+"""Seconds from which on a run is its own warm-up."""
 
 
 class Timing(NamedTuple):
@@ -36,11 +37,10 @@ def measure(
     contestants: Mapping[str, Callable[[int], float]],
     budget: float,
     clock: Callable[[], float] = time.perf_counter,
-    rest: Callable[[float], None] = time.sleep,
 ) -> dict[str, Timing]:
     """Time all contestants. Each takes a number of runs and returns the seconds that they took together.
 
-    They take turns, each after a rest and a run to warm up, until for each the best and third best sample agree within
+    They take turns, each after a warm-up, until for each the best and third best sample agree within
     3%, or `budget` seconds are over; two samples each they get in any case.
     """
     end = clock() + budget
@@ -51,10 +51,9 @@ def measure(
     samples: dict[str, list[float]] = {name: [] for name in contestants}
     while True:
         for name, contestant in contestants.items():
+            if once[name] < LONG:
+                contestant(max(1, round(WARM_UP / once[name])))
             runs = max(1, round(SHORTEST_SAMPLE / once[name]))
-            rest(REST)
-            if once[name] < AWAKE:
-                contestant(1)  # threads of its own that fell asleep are up again: training is one step after another
             samples[name].append(contestant(runs) / runs)
         timings = {name: timing(taken) for name, taken in samples.items()}
         enough = all(one.samples > 1 for one in timings.values())

@@ -60,15 +60,11 @@ class Clock:
         return self.now
 
 
-def no_rest(seconds: float) -> None:
-    """Nothing is left spinning here."""
-
-
 def test_contestants_take_turns_until_all_agree_with_themselves() -> None:
     clock = Clock()
     contestants = {"a": clock.contestant("a", lambda _: 0.1), "b": clock.contestant("b", lambda _: 0.05)}
-    timings = timer.measure(contestants, budget=100, clock=clock, rest=no_rest)
-    assert clock.order == ["a", "a", "b", "b", *["a", "a", "b", "b"] * timer.FEWEST]
+    timings = timer.measure(contestants, budget=100, clock=clock)
+    assert clock.order == ["a", "a", "b", "b", *["a", "a", "b", "b"] * timer.FEWEST]  # a warm-up and a sample each
     assert timings["a"] == timer.Timing(0.1, 0.1, 0.0, timer.FEWEST)
     assert timings["a"].stable
     assert timings["b"].minimum == 0.05
@@ -77,7 +73,7 @@ def test_contestants_take_turns_until_all_agree_with_themselves() -> None:
 def test_noise_ends_with_the_budget_and_is_said() -> None:
     clock = Clock()
     contestants = {"a": clock.contestant("a", lambda turn: 1.5**turn)}
-    timing = timer.measure(contestants, budget=50, clock=clock, rest=no_rest)["a"]
+    timing = timer.measure(contestants, budget=50, clock=clock)["a"]
     assert not timing.stable
     assert timing.minimum < timing.median
     assert timing.noise > timer.AGREEMENT
@@ -85,11 +81,11 @@ def test_noise_ends_with_the_budget_and_is_said() -> None:
 
 def test_what_is_short_is_timed_many_times_at_once_and_what_is_long_needs_no_warming_up() -> None:
     clock = Clock()
-    timing = timer.measure({"a": clock.contestant("a", lambda _: 1e-5)}, budget=10, clock=clock, rest=no_rest)["a"]
+    timing = timer.measure({"a": clock.contestant("a", lambda _: 1e-5)}, budget=10, clock=clock)["a"]
     assert np.isclose(timing.minimum, 1e-5)
     assert clock.now > timer.FEWEST * timer.SHORTEST_SAMPLE * 0.9
     clock = Clock()
-    timer.measure({"a": clock.contestant("a", lambda _: timer.AWAKE)}, budget=100, clock=clock, rest=no_rest)
+    timer.measure({"a": clock.contestant("a", lambda _: timer.LONG)}, budget=100, clock=clock)
     assert len(clock.order) == 2 + timer.FEWEST
 
 
