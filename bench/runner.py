@@ -177,8 +177,9 @@ class Session:
     def time(self, benchmark: str, crew: Mapping[str, Worker], problem: problems.Problem, which: str) -> list[Row]:
         """Time the workers of a crew in turns, on what they were given last."""
         budget = self.budget * max(1, len(crew) / len(RIVALS))
-        timings = timer.measure({name: worker.timed(which) for name, worker in crew.items()}, budget)
         threads = next(iter(crew.values())).threads
+        warm_up = timer.WARM_UP if threads > 1 else timer.SHORTEST_SAMPLE  # nobody spins, nobody has to be woken
+        timings = timer.measure({name: worker.timed(which) for name, worker in crew.items()}, budget, warm_up)
         made = [self.row(benchmark, problem, which, threads, name, timing) for name, timing in timings.items()]
         figures = ", ".join(f"{row.implementation} {1000 * row.seconds_min:.3g} ms" for row in made)
         self.say(f"{benchmark}: {problem.name}, {which}, {threads} thread{'s' * (threads > 1)}: {figures}")

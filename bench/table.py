@@ -11,7 +11,7 @@ from statistics import median
 from .implementations import OURS, REFERENCE
 from .results import Curve, FirstStep, Memory, Row
 
-NOISY = "~ too noisy to be trusted: best and third best time differ by more than 3%, or there were fewer than five"
+NOISY = "~ too noisy to be trusted: best and third best time differ by more than 3%, or there were fewer than three"
 
 Table = list[list[str]]
 """The head, then the lines; the first column is text, the others are figures."""

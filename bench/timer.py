@@ -10,11 +10,11 @@ from typing import NamedTuple
 SHORTEST_SAMPLE = 0.02
 """Seconds: below this a sample is several runs, or the clock and the call would be part of it."""
 AGREEMENT = 0.03
-FEWEST = 5
+FEWEST = 3
 WARM_UP = 0.2
-"""Seconds of untimed runs before each sample: training is one step after another. OpenBLAS keeps its own threads awake
-for 0.1 s after a product, on a processor that the next contestant wants; and threads that fell asleep share one
-processor at first (2 threads, steps of 1.3 ms: 2.4 ms a step for the first 0.06 s)."""
+"""Seconds of untimed runs before each sample on several threads: training is one step after another. OpenBLAS keeps its
+own threads awake for 0.1 s after a product, on a processor that the next contestant wants; and threads that fell asleep
+share one processor at first (2 threads, steps of 1.3 ms: 2.4 ms a step for the first 0.06 s)."""
 LONG = 1.0
 """Seconds from which on a run is its own warm-up."""
 
@@ -36,12 +36,13 @@ class Timing(NamedTuple):
 def measure(
     contestants: Mapping[str, Callable[[int], float]],
     budget: float,
+    warm_up: float = WARM_UP,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """Time all contestants. Each takes a number of runs and returns the seconds that they took together.
 
-    They take turns, each after a warm-up, until for each the best and third best sample agree within
-    3%, or `budget` seconds are over; two samples each they get in any case.
+    They take turns, each after a warm-up of so many seconds, until for each the best and third best sample agree within
+    3%, or `budget` seconds are over; three samples each they get in any case.
     """
     end = clock() + budget
     once = {}
@@ -52,12 +53,11 @@ def measure(
     while True:
         for name, contestant in contestants.items():
             if once[name] < LONG:
-                contestant(max(1, round(WARM_UP / once[name])))
+                contestant(max(1, round(warm_up / once[name])))
             runs = max(1, round(SHORTEST_SAMPLE / once[name]))
             samples[name].append(contestant(runs) / runs)
         timings = {name: timing(taken) for name, taken in samples.items()}
-        enough = all(one.samples > 1 for one in timings.values())
-        if enough and (clock() > end or all(one.stable for one in timings.values())):
+        if len(samples[name]) >= FEWEST and (clock() > end or all(one.stable for one in timings.values())):
             return timings
 
 
