@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,8 +34,7 @@ WIDTHS = {
 """Inputs of a reading -> its size: pixels of a column, or of a frame's side."""
 
 
-@dataclass(frozen=True, eq=False)
-class Step:
+class Step(NamedTuple):
     """One training step: a network from these weights, on x (T, N, I), towards the target (T, N, O)."""
 
     problem: problems.Problem

@@ -117,7 +117,7 @@ def write(name: str, session: Session) -> list[Path]:
     """The CSV file and the pictures of one benchmark."""
     records: Sequence[Any]
     if name == "tasks":
-        records = [results.Epoch(*epoch) for curve in session.curves for epoch in curve.epochs()]
+        records = [epoch for curve in session.curves for epoch in curve.epochs()]
     elif name == "memory":
         records = session.memory
     elif name == "first-step":

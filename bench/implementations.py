@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import NamedTuple
 
+from rnn._backends.halide import SCHEDULES
 from rnn.baselines import theano_environment
 
 OURS = "halide"
@@ -23,8 +24,6 @@ class Implementation(NamedTuple):
     peer: bool = False
     """Whether it needs the extra `peers`."""
 
-
-SCHEDULES = ("naive", "vectorized", "parallel", "tiled", "tuned")
 
 IMPLEMENTATIONS = {
     OURS: Implementation("bench.ours", OURS),

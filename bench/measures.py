@@ -14,11 +14,12 @@ from problems import Problem
 
 import rnn
 import rnn.tasks
+from rnn._backends.halide import SCHEDULES
 from rnn.baselines.network import Objective
 from rnn.tasks import CosineAdam
 
 from .cases import LEARNED, WIDTHS, Array, Case, step_of, step_of_case, task_of
-from .implementations import OURS, REFERENCE, SCHEDULES
+from .implementations import OURS, REFERENCE
 from .results import Curve, FirstStep, Memory
 from .runner import RATE, Absent, Session, Worker
 from .timer import Timing, measure
@@ -53,7 +54,7 @@ def speedup(session: Session) -> None:
 def ladder(session: Session) -> None:
     """One problem on every schedule, compiled ahead of time and at the first call."""
     names = [f"{kind} {schedule}" for kind in (OURS, f"{OURS}-jit") for schedule in SCHEDULES]
-    step, everything = step_of(LADDER), session.last(len(session.processors))
+    step, everything = step_of(LADDER), session.processors
     with session.crew(names, everything) as crew:
         for name, worker in crew.items():
             worker.create(step)
@@ -77,7 +78,7 @@ def growth(session: Session) -> None:
 def roofline(session: Session) -> None:
     """Every named problem that has something to compute, on one thread; those that `peers` has measured as they are."""
     named = [p for p in problems.SHAPES + problems.SPEED + problems.GRID if 0 not in (p.T, p.N, p.I, p.H, p.O)]
-    done = {row.problem for row in session.rows if row.implementation == OURS and row.threads == 1}
+    done = {row.problem for row in session.rows if row.benchmark == "peers"}
     with session.crew([OURS], session.last(1)) as crew:
         for problem in session.some(named, 3):
             if problem.name not in done:
@@ -137,7 +138,7 @@ def first_step(session: Session) -> None:
                 environment = {FLAGS[name]: f"base_compiledir={folder}"} if cache == "empty" else {}
                 for _ in range(1 if cache == "empty" else 3):
                     try:
-                        with Worker(name, session.last(len(session.processors)), **environment) as worker:
+                        with Worker(name, session.processors, **environment) as worker:
                             worker.create(step)
                             seconds.append(float(worker.ask("train", rate=RATE)["since_start"]))
                     except Absent as reason:
@@ -150,7 +151,7 @@ def first_step(session: Session) -> None:
 
 def tasks(session: Session) -> None:
     """Train each task on each implementation: same weights to start from, same batches, same optimizer."""
-    everything = session.last(len(session.processors))
+    everything = session.processors
     with session.crew(session.rivals, everything) as crew:
         for case in LEARNED:
             learn(session, case, crew, len(everything))

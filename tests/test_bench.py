@@ -14,6 +14,7 @@ import numpy as np
 import problems
 import pytest
 
+from rnn._backends.halide import SCHEDULES
 from rnn.baselines.network import Objective
 
 ROOT = str(Path(__file__).resolve().parent.parent)
@@ -309,7 +310,7 @@ def full(session: runner.Session, tmp_path: Path) -> runner.Session:
     for problem in problems.SPEED:
         add("threads", problem, [measures.SIDE_BY_SIDE], threads=2)
     for which in (*runner.PASSES, "first train"):
-        names = [f"{kind} {name}" for kind in ("halide", "halide-jit") for name in implementations.SCHEDULES]
+        names = [f"{kind} {name}" for kind in ("halide", "halide-jit") for name in SCHEDULES]
         add("ladder", measures.LADDER, names, which, 2)
     for problem in [one for grown in measures.GROWTH.values() for one in grown]:
         add("growth", problem, ["halide", "numpy"])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from ..implementations import OURS, SCHEDULES
+from rnn._backends.halide import SCHEDULES
+
+from ..implementations import OURS
 from ..runner import Session
 from .style import GRID, count
 
