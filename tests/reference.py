@@ -16,7 +16,8 @@ class ReferenceBackend:
     schedule: str | None = None
 
     def forward(self, cell: str, x: Array, h0: Array, weights: Mapping[str, Array]) -> Tape:
-        return Tape(*recurrence.forward(CELLS[cell], x, (h0,), weights))
+        run = recurrence.forward(CELLS[cell], x, (h0,), weights)
+        return Tape(run.states, run.kept, run.output)
 
     def bptt(
         self,
