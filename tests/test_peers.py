@@ -1,4 +1,5 @@
-"""The rivals in PyTorch, JAX and PyTensor: as test_baselines.py, for those who have these packages (`--peers`)."""
+"""What needs PyTorch, JAX or PyTensor, for those who have these packages (`--peers`): the rivals that are written with
+them, as in test_baselines.py, and torch.nn's own layers, by which the reference is checked."""
 
 from __future__ import annotations
 
@@ -7,8 +8,10 @@ from types import ModuleType
 from typing import Any
 
 import jax as jax_library
+import numpy as np
 import pytest
 import torch
+from numpy.testing import assert_allclose
 from rivals import (
     CASES,
     FEW,
@@ -29,7 +32,8 @@ from rivals import (
     example,
 )
 
-from rnn.baselines import jax, pytensor, pytorch, symbolic
+from rnn.baselines import jax, pytensor, pytorch, recurrence, symbolic
+from rnn.baselines.cells import CELLS, Array
 from rnn.baselines.network import Objective
 
 RIVALS: dict[str, ModuleType] = {"pytorch": pytorch, "jax": jax, "pytensor": pytensor}
@@ -90,6 +94,59 @@ def test_jax_compiles_once_for_a_shape() -> None:
 
 def test_pytensor_started_anew_is_a_new_network() -> None:
     check_load(pytensor)
+
+
+TORCH_LAYERS: dict[str, Callable[..., torch.nn.RNNBase]] = {
+    "rnn_tanh": lambda *sizes, **rest: torch.nn.RNN(*sizes, nonlinearity="tanh", **rest),
+    "rnn_relu": lambda *sizes, **rest: torch.nn.RNN(*sizes, nonlinearity="relu", **rest),
+    "lstm": torch.nn.LSTM,
+    "gru": torch.nn.GRU,
+}
+
+
+@pytest.mark.parametrize("ends", [None, [5, 2, 7, 1]], ids=["whole", "lengths"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("name", TORCH_LAYERS)
+def test_the_reference_is_torchs_layer_in_both_directions(
+    name: str, bias: bool, ends: list[int] | None, rng: np.random.Generator
+) -> None:
+    T, N, I, H, cell = 7, 4, 3, 5, CELLS[name]
+    torch.manual_seed(3)
+    layer = TORCH_LAYERS[name](I, H, bias=bias, bidirectional=True, dtype=torch.float64)
+    x, d_output = rng.standard_normal((T, N, I)), rng.standard_normal((T, N, 2 * H))
+    initial = [rng.standard_normal((2, N, H)) for _ in cell.states]
+    d_last = [rng.standard_normal((2, N, H)) for _ in cell.states]
+
+    leaves: list[Any] = [torch.from_numpy(array).requires_grad_() for array in (x, *initial)]
+    packed, *torch_initial = leaves
+    if ends is not None:
+        packed = torch.nn.utils.rnn.pack_padded_sequence(packed, torch.tensor(ends), enforce_sorted=False)
+    output, last = layer(packed, tuple(torch_initial) if len(initial) > 1 else torch_initial[0])
+    if ends is not None:
+        output, _ = torch.nn.utils.rnn.pad_packed_sequence(output, total_length=T)
+    last = last if len(initial) > 1 else (last,)
+    loss = (output * torch.from_numpy(d_output)).sum()
+    loss = loss + sum((state * torch.from_numpy(d)).sum() for state, d in zip(last, d_last, strict=True))
+    loss.backward()
+
+    d_x: Array = np.zeros_like(x)
+    for direction, suffix in enumerate(["", "_reverse"]):
+        parameters = {key.removesuffix("_reverse"): p for key, p in layer.named_parameters()
+                      if key.endswith("_reverse") == bool(suffix)}  # fmt: skip
+        weights = {key: parameter.detach().numpy() for key, parameter in parameters.items()}
+        options: dict[str, Any] = {"reverse": bool(suffix), "lengths": None if ends is None else np.array(ends)}
+        part = slice(direction * H, (direction + 1) * H)
+        run = recurrence.forward(cell, x, [state[direction] for state in initial], weights, **options)
+        back = recurrence.bptt(cell, x, weights, run.states, run.kept, d_output[..., part],
+                               [d[direction] for d in d_last], **options)  # fmt: skip
+        d_x += back.x
+        pairs = [(run.output, output[..., part])]
+        pairs += [(run.last[k], last[k][direction]) for k in range(len(initial))]
+        pairs += [(back.initial[k], torch_initial[k].grad[direction]) for k in range(len(initial))]
+        pairs += [(back.weights[key], parameter.grad) for key, parameter in parameters.items()]
+        for got, want in pairs:
+            assert_allclose(got, want.detach().numpy(), rtol=1e-10, atol=1e-12)
+    assert_allclose(d_x, leaves[0].grad.numpy(), rtol=1e-10, atol=1e-12)
 
 
 # Mutants
