@@ -49,23 +49,31 @@ class Layout:
         return self.lanes * self.tile.vectors
 
 
-def layouts(schedule: Schedule, width: hl.Expr, rows: hl.Expr) -> list[tuple[Layout, hl.Expr]]:
-    """The layouts that a schedule chooses among for width x rows sums, each with the condition under which it is used;
-    exactly one condition holds."""
-    tiles, lanes = schedule.tile, schedule.lanes
+def layouts(
+    schedule: Schedule, width: hl.Expr, rows: hl.Expr, sums: int = 1, lean: bool = False
+) -> list[tuple[Layout, hl.Expr]]:
+    """The layouts that a schedule chooses among for width x rows units with so many sums each, and the condition under
+    which each is used; exactly one condition holds. `lean` as in machine.py."""
+    tiles, lanes = schedule.tiles(sums, lean), schedule.lanes
     if isinstance(tiles, Tile):
         return [(Layout("block", lanes, tiles), hl.cast(hl.UInt(1), 1))]
     assert isinstance(tiles, Machine)
-    few = rows < FEW
-    some = (width > 2 * lanes) & (padded(rows, tiles.some) < padded(rows, tiles.wide))
-    conditions = {
-        "wide": ~few & (width > lanes) & ~some,
-        "some": ~few & some,
-        "narrow": ~few & (width <= lanes),
-        "single": few & (width > 2 * lanes),
-        "single_narrow": few & (width <= 2 * lanes),
-    }
-    return [(Layout(name, lanes, getattr(tiles, name)), condition) for name, condition in conditions.items()]
+    rest, found = hl.cast(hl.UInt(1), 1), []
+
+    def offer(name: str, tile: Tile | None, condition: hl.Expr) -> None:
+        """A layout where the condition holds and none did that was offered before."""
+        nonlocal rest
+        if tile is not None:
+            found.append((Layout(name, lanes, tile), rest & condition))
+            rest = rest & ~condition
+
+    offer("single_narrow", tiles.single_narrow, (rows < FEW) & (width <= 2 * lanes))
+    offer("single", tiles.single, rows < FEW)
+    offer("narrow", tiles.narrow, width <= lanes)
+    if tiles.some is not None:
+        offer("some", tiles.some, (width > 2 * lanes) & (padded(rows, tiles.some) < padded(rows, tiles.wide)))
+    offer("wide", tiles.wide, hl.cast(hl.UInt(1), 1))
+    return found
 
 
 def only_if(condition: hl.Expr, name: str) -> hl.RVar:

@@ -36,37 +36,56 @@ class Tile(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """The tiles of one class of CPU, by the problem they suit."""
+    """The tiles of one class of CPU for so many sums a unit, by the problem they suit. Each one that is there costs
+    its share of compile time, some 0.1 s for each vector of the cell's equations that its block holds."""
 
     wide: Tile
-    some: Tile  # where it pads fewer rows than `wide`
-    narrow: Tile  # no more hidden units than lanes in a vector
-    single: Tile  # fewer than FEW rows
-    single_narrow: Tile  # fewer than FEW rows, and no more hidden units than lanes in two vectors
+    single: Tile | None = None  # fewer than FEW rows
+    single_narrow: Tile | None = None  # fewer than FEW rows, and no more hidden units than lanes in two vectors
+    some: Tile | None = None  # where it pads fewer rows than `wide`
+    narrow: Tile | None = None  # no more hidden units than lanes in a vector
 
 
 FEW = 4  # three single rows cost about what one padded tile of 8 does
 
 MACHINES = {
     # 32 registers, multiply-adds with a broadcast operand from memory; a single row wants two or more sums in flight
-    "avx512": Machine(
-        wide=Tile(2, 8), some=Tile(4, 6), narrow=Tile(1, 12), single=Tile(4, 1, 6), single_narrow=Tile(2, 1, 8)
-    ),
+    "avx512": {
+        1: Machine(Tile(2, 8), Tile(4, 1, 6), Tile(2, 1, 8), some=Tile(4, 6), narrow=Tile(1, 12)),
+        2: Machine(Tile(1, 12), Tile(4, 1, 3)),
+        3: Machine(Tile(1, 8), Tile(2, 1, 4)),
+        4: Machine(Tile(1, 6), Tile(2, 1, 3)),
+        6: Machine(Tile(1, 4), Tile(1, 1, 4)),
+        8: Machine(Tile(1, 3), Tile(1, 1, 3)),
+    },
     # 16 registers: 2 x 6 sums, 2 of the weights and 2 broadcasts fill them
-    "avx2": Machine(
-        wide=Tile(2, 6), some=Tile(2, 4), narrow=Tile(1, 8), single=Tile(4, 1, 3), single_narrow=Tile(2, 1, 6)
-    ),
+    "avx2": {
+        1: Machine(Tile(2, 6), Tile(4, 1, 3)),
+        2: Machine(Tile(1, 6), Tile(2, 1, 3)),
+        3: Machine(Tile(1, 4), Tile(2, 1, 2)),
+        4: Machine(Tile(1, 3), Tile(1, 1, 3)),
+        8: Machine(Tile(1, 1)),
+    },
     # 16 registers, and no multiply-add: every product needs one of its own
-    "sse41": Machine(
-        wide=Tile(2, 4), some=Tile(2, 4), narrow=Tile(1, 8), single=Tile(4, 1, 2), single_narrow=Tile(2, 1, 4)
-    ),
+    "sse41": {
+        1: Machine(Tile(2, 4)),
+        2: Machine(Tile(1, 6)),
+        3: Machine(Tile(1, 4)),
+        4: Machine(Tile(1, 3)),
+        8: Machine(Tile(1, 1)),
+    },
 }
 
 
-def machine(target: hl.Target) -> Machine:
-    """The row of the table for a target; the safe one, SSE4.1, for what it does not know."""
+def machine(target: hl.Target, sums: int, lean: bool) -> Machine:
+    """The entry of the table for a target and so many sums a unit; the safe target, SSE4.1, for what it does not
+    know, and the most sums that it has for any more. `lean`: without the tiles that cells of several gates, whose
+    equations are long, can do without."""
     if target.has_feature(hl.TargetFeature.AVX512_Skylake):
-        return MACHINES["avx512"]
-    if target.has_feature(hl.TargetFeature.AVX2):
-        return MACHINES["avx2"]
-    return MACHINES["sse41"]
+        row = MACHINES["avx512"]
+    elif target.has_feature(hl.TargetFeature.AVX2):
+        row = MACHINES["avx2"]
+    else:
+        row = MACHINES["sse41"]
+    found = row[min((most for most in row if most >= sums), default=max(row))]
+    return found._replace(single_narrow=None, some=None, narrow=None) if lean else found

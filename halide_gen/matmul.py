@@ -22,94 +22,103 @@ FAR = 512
 
 @dataclass(frozen=True)
 class Weight:
-    """weight(k, unit); `rows_of_k`: k is the axis that is contiguous in memory."""
+    """value(gate, k, unit), for `gates` blocks of units that lie above each other; `rows_of_k`: k is the axis that is
+    contiguous in memory."""
 
-    value: Callable[[hl.Expr, hl.Expr], hl.Expr]
+    value: Callable[[hl.Expr, hl.Expr, hl.Expr], hl.Expr]
     rows_of_k: bool
+    gates: int = 1
 
 
 class Panel:
-    """A weight matrix packed for a layout: [lane, k, block], zero beyond the last unit, contiguous in reading order."""
+    """A weight matrix packed for a layout: [lane, gate, k, block], zero beyond the last unit, contiguous in reading
+    order."""
 
     def __init__(self, name: str, weight: Weight, width: hl.Expr, layout: Layout) -> None:
-        self.layout, self.rows_of_k = layout, weight.rows_of_k
-        lane, k, block = self.vars = tuple(hl.Var(v) for v in ("lane", "k", "block"))
+        self.layout, self.weight = layout, weight
+        lane, gate, k, block = self.vars = tuple(hl.Var(v) for v in ("lane", "gate", "k", "block"))
         unit = block * layout.units + lane
         self.staged, self.func = hl.Func(f"{name}_staged"), hl.Func(name)
-        self.staged[k, lane, block] = weight.value(k, mostly_inside(unit, width))
-        value = hl.Expr(self.staged[k, lane, block])
-        self.func[lane, k, block] = hl.select(unit < width, value, hl.cast(value.type(), 0))
+        self.staged[k, lane, gate, block] = weight.value(gate, k, mostly_inside(unit, width))
+        value = hl.Expr(self.staged[k, lane, gate, block])
+        self.func[lane, gate, k, block] = hl.select(unit < width, value, hl.cast(value.type(), 0))
 
-    def __getitem__(self, index: tuple[hl.Expr, hl.Expr, hl.Expr]) -> hl.Expr:
+    def __getitem__(self, index: tuple[hl.Expr | int, ...]) -> hl.Expr:
         return self.func[index]
 
     def schedule(self) -> None:
-        lane, k, block = self.vars
-        self.func.compute_root().vectorize(lane, self.layout.lanes)
-        if self.rows_of_k and self.layout.lanes > 1:
+        lane, gate, k, block = self.vars
+        lanes = self.layout.lanes
+        self.func.compute_root().bound(gate, 0, self.weight.gates).vectorize(lane, lanes)
+        self.func.reorder(lane, k, gate, block)
+        if self.weight.rows_of_k and lanes > 1:
             # A transpose, through a small square that stays in L1: 1024 x 1024 in 0.9 ms, without it 3.5 ms.
             ko, ki = hl.Var("ko"), hl.Var("ki")
-            self.func.split(k, ko, ki, self.layout.lanes, hl.TailStrategy.GuardWithIf).reorder(lane, ki, ko, block)
-            self.staged.compute_at(self.func, ko).vectorize(k, self.layout.lanes, hl.TailStrategy.GuardWithIf)
+            self.func.split(k, ko, ki, lanes, hl.TailStrategy.GuardWithIf).reorder(lane, ki, ko, gate, block)
+            self.staged.compute_at(self.func, ko).vectorize(k, lanes, hl.TailStrategy.GuardWithIf)
 
 
 Value = Callable[[hl.Expr, hl.Expr, hl.Expr], hl.Expr]  # (unit, row, step)
+GateValue = Callable[[hl.Expr, hl.Expr, hl.Expr, hl.Expr], hl.Expr]  # (gate, unit, row, step)
 
 
 @dataclass(frozen=True)
 class Projection:
-    """start(unit, row, step) + sum_k weight(k, unit) factor(k, row, step), k < extent."""
+    """start(gate, unit, row, step) + sum_k weight(gate, k, unit) factor(k, row, step), k < extent."""
 
-    start: Value
+    start: GateValue
     weight: Weight
     factor: Value
     extent: hl.Expr
 
 
 class BlockedProjection:
-    """A projection in a blocked layout, a register tile at a time: [lane, row, block, batch, step]."""
+    """A projection in a blocked layout, a register tile at a time: [lane, gate, row, block, batch, step]."""
 
     def __init__(self, name: str, p: Projection, width: hl.Expr, rows: hl.Expr, steps: hl.Expr, layout: Layout) -> None:
-        self.layout = layout
-        self.vars = tuple(hl.Var(v) for v in ("lane", "row", "block", "batch", "step"))
-        lane, row, block, batch, step = self.vars
+        self.layout, self.gates = layout, p.weight.gates
+        self.vars = tuple(hl.Var(v) for v in ("lane", "gate", "row", "block", "batch", "step"))
+        lane, gate, row, block, batch, step = self.vars
         n, t = inside(batch * layout.tile.rows + row, rows), inside(step, steps)
         self.panel = Panel(f"{name}_panel", p.weight, width, layout)
         self.k = hl.RDom([(0, p.extent)], f"{name}_k")[0]
         self.func = hl.Func(name)
-        self.func[lane, row, block, batch, step] = p.start(mostly_inside(block * layout.units + lane, width), n, t)
-        self.func[lane, row, block, batch, step] += self.panel[lane, self.k, block] * p.factor(self.k, n, t)
+        unit = mostly_inside(block * layout.units + lane, width)
+        self.func[lane, gate, row, block, batch, step] = p.start(gate, unit, n, t)
+        self.func[lane, gate, row, block, batch, step] += self.panel[lane, gate, self.k, block] * p.factor(self.k, n, t)
 
-    def __getitem__(self, index: tuple[hl.Expr, ...]) -> hl.Expr:
+    def __getitem__(self, index: tuple[hl.Expr | int, ...]) -> hl.Expr:
         return self.func[index]
 
     def schedule(self, consumer: hl.Func, where: hl.Var) -> None:
         """One tile at loop `where` of the consumer."""
-        lane, row, block, batch, step = self.vars
+        lane, gate, row, block, batch, step = self.vars
         tile = self.layout.tile
         self.panel.schedule()
-        self.func.compute_at(consumer, where).reorder_storage(lane, row, step, block, batch)
+        self.func.compute_at(consumer, where).reorder_storage(lane, gate, row, step, block, batch)
         for variable, extent in ((lane, self.layout.units), (row, tile.rows), (step, tile.steps)):
             self.func.bound_extent(variable, extent)
+        self.func.bound(gate, 0, self.gates)
         for stage in (self.func, self.func.update()):
-            stage.vectorize(lane, self.layout.lanes).unroll(lane).unroll(row).unroll(step)
-        self.func.update().reorder(lane, row, step, self.k, block, batch)
+            stage.vectorize(lane, self.layout.lanes).unroll(lane).unroll(gate).unroll(row).unroll(step)
+        self.func.update().reorder(lane, gate, row, step, self.k, block, batch)
 
 
 def project(
     out: hl.Func, name: str, p: Projection, width: hl.Expr, rows: hl.Expr, steps: hl.Expr, schedule: Schedule
 ) -> None:
     """out[unit, row, step] = the projection p, for every step of a sequence."""
+    dtype = p.factor(hl.Expr(0), hl.Expr(0), hl.Expr(0)).type()
     j, n, t = (hl.Var(v) for v in ("j", "n", "t"))
 
     # ---- algorithm
-    out[j, n, t] = hl.undef(p.start(j, n, t).type())
+    out[j, n, t] = hl.undef(dtype)
     made = []
     for layout, condition in layouts(schedule, width, rows):
         blocked = BlockedProjection(f"{name}_{layout.name}", p, width, rows, steps, layout)
         once = only_if(condition, f"{name}_if_{layout.name}")
         units, size = layout.units, layout.tile.rows
-        out[j, n, t] = blocked[j % units, n % size, j // units, n // size, t + once]
+        out[j, n, t] = blocked[j % units, 0, n % size, j // units, n // size, t + once]
         made.append((blocked, once))
 
     # ---- schedule

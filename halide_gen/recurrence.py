@@ -1,106 +1,181 @@
 """The engine: a whole sequence of a recurrent layer, forward or back, as one Func.
 
 Halide has no mutual recursion between Funcs, so "sums of products with the last state, then the cell's equations"
-can't be two Funcs. Here one tuple-valued Func `S` carries what a step produces: the sums, then the values that the cell
-makes of them. Its update runs over a domain whose loop over k has one iteration too many: for k < K it adds
-U[k] S[k, slot - 1] to the sums, at k = K it applies the cell. `likely` and `always_partition` peel that last iteration.
+can't be two Funcs. Here one tuple-valued Func `S` holds all places of a step's frame: sums, and values that the cell
+reads or makes. Its update runs over a domain whose loop over k has one iteration too many: for k < K it adds
+W[k] S[k, slot - 1] to the sums, at k = K it applies the cell. `likely` and `always_partition` peel that last iteration.
+Where a product needs values of the same step, the step has phases, each with a loop over k of its own.
 
-Slots count the steps in the order of computation; slot 0 is the state before the first step. Forward, slot s is time
-s - 1; back, it is time T - s. Each slot is first filled with all that its step needs besides the slot before: the sums
-with their input products, the values with what the forward pass left behind. The step then writes over it.
+Frames lie one a slot, in the order of computation; slot 0 is before the first step. Each place is first filled with
+what it starts from: a sum with its input product, a value with what the forward pass left behind. The step then writes
+over it. What is fed back is never in the place of a sum: LLVM could not tell their addresses apart, and would store
+each sum in every iteration.
 
 Look at the assembly to check it: the innermost loop over k holds multiply-adds and loads, no stores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import halide as hl
 from blocks import Layout, blocks, inside, layouts, mostly_inside, only_if
-from matmul import BlockedProjection, Panel, Projection, Value, Weight
+from matmul import BlockedProjection, Panel, Projection, Weight
 from schedules import Schedule
 
 # Weights from which on one step is worth 1 us for a fork and join: 1024 x 1024 gains 1.35 on 2 threads.
 SPLIT_UNITS = 1 << 17
 
-Step = Callable[[list[hl.Expr], list[hl.Expr], list[hl.Expr]], tuple[list[hl.Expr], list[hl.Expr]]]
+
+Projected = Callable[[int], hl.Expr]  # a block of the equations' projection, for the unit, row and slot at hand
+Start = Callable[[Projected, hl.Expr, hl.Expr, hl.Expr], hl.Expr]  # (projected, unit, row, slot)
+
+
+@dataclass(frozen=True)
+class Place:
+    """One number of a frame, for each unit and row."""
+
+    start: Start | None  # before the step; None: zero
+    initial: Callable[[hl.Expr, hl.Expr], hl.Expr] | None = None  # (unit, row) -> what slot 0 holds; None: zero
+    feeds: Sequence[tuple[int, int]] = ()  # (block of the weights, place that they are multiplied by)
+    lag: int = 1  # 1: the places fed back are those of the slot before, 0: of this one, from an earlier phase
+    phase: int = 0  # in which the products are summed up
 
 
 @dataclass(frozen=True)
 class Equations:
     """What the engine computes, free of layout and schedule."""
 
+    dtype: hl.Type
     width: hl.Expr  # units, and the values of each that are fed back
     rows: hl.Expr  # of the batch
-    steps: hl.Expr
-    sums: Sequence[Projection]  # what each sum starts from, by slot
-    values: Sequence[Value]  # what each value's place in a slot holds before the step
-    initial: Sequence[Callable[[hl.Expr, hl.Expr], hl.Expr]]  # of each value, in slot 0
-    weights: Sequence[Sequence[Weight]]  # [sum][value fed back]
-    step: Step  # (sums, values in place, values of the slot before) -> (sums to keep, values)
+    steps: hl.Expr  # slots after slot 0
+    lean: bool  # whether the step is long: see machine.py
+    ahead: int  # slots past the last that a step may look at
+    places: Sequence[Place]
+    projection: Projection | None
+    weights: Weight | None
+    step: Callable[[int, Frame], Mapping[int, hl.Expr]]  # (phase, frame) -> what it writes, by place
+    constants: Sequence[Callable[[hl.Expr, hl.Expr], hl.Expr]]  # (unit, row) -> a number for all time
+    flags: Sequence[Callable[[hl.Expr, hl.Expr], hl.Expr]]  # (slot, row) -> a condition that steps ask for
+    length: Callable[[hl.Expr], hl.Expr]  # of a row
+    needed: Callable[[hl.Expr, hl.Expr], hl.Expr]  # (slot, length): whether a row of no more than that takes part
+
+    @property
+    def sums(self) -> int:
+        """The most that are summed up at once."""
+        phases = [place.phase for place in self.places if place.feeds]
+        return max((phases.count(phase) for phase in phases), default=1)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a step sees of a unit and a row."""
+
+    now: list[hl.Expr]
+    before: list[hl.Expr]  # the frame of the slot before
+    ahead: list[hl.Expr]  # the frame of the slot after, as it is before its step
+    constants: list[hl.Expr]
+    flags: list[hl.Expr]
 
 
 class Recurrence:
     """The equations in the blocked layout of one register tile."""
 
     def __init__(self, name: str, e: Equations, layout: Layout) -> None:
-        self.layout, self.e, self.sums = layout, e, len(e.sums)
+        self.layout, self.e, self.name = layout, e, name
         self.vars = tuple(hl.Var(v) for v in ("lane", "row", "block", "batch", "slot"))
         lane, row, block, batch, slot = self.vars
         units, rows = layout.units, layout.tile.rows
         unit, n = mostly_inside(block * units + lane, e.width), inside(batch * rows + row, e.rows)
+        self.last = e.steps + e.ahead
+        phases = 1 + max(place.phase for place in e.places)
 
-        self.starts = [
-            BlockedProjection(f"{name}_start{i}", p, e.width, e.rows, e.steps + 1, layout) for i, p in enumerate(e.sums)
-        ]
-        # [sum][value fed back]; the first values are the ones that are
-        self.weights = [
-            [Panel(f"{name}_weights{a}{b}", w, e.width, layout) for b, w in enumerate(row)]
-            for a, row in enumerate(e.weights)
-        ]
+        self.projected = self.panel = None
+        if e.projection is not None:
+            p = BlockedProjection(f"{name}_start", e.projection, e.width, e.rows, self.last + 1, layout)
+            self.projected = p
+        if e.weights is not None:
+            self.panel = Panel(f"{name}_weights", e.weights, e.width, layout)
+        self.constants = []
+        for i, value in enumerate(e.constants):
+            constant = hl.Func(f"{name}_constant{i}")
+            constant[lane, row, block, batch] = value(unit, n)
+            self.constants.append(constant)
+
+        # Conditions in arrays of their own: with their equations in the step, Halide's simplifier fails on some cells.
+        self.flags = []
+        for i, condition in enumerate(e.flags):
+            flag = hl.Func(f"{name}_flag{i}")
+            flag[row, batch, slot] = hl.cast(hl.UInt(8), condition(slot, n))
+            self.flags.append(flag)
 
         S = self.func = hl.Func(name)
-        S[lane, row, block, batch, slot] = tuple(start[lane, row, block, batch, slot] for start in self.starts) + tuple(
-            value(unit, n, inside(slot, e.steps + 1)) for value in e.values
-        )
-        zeros = tuple(hl.cast(v.type(), 0) for v in [e.initial[0](unit, n)] * self.sums)
-        S[lane, row, block, batch, 0] = zeros + tuple(initial(unit, n) for initial in e.initial)
+        zero = hl.cast(e.dtype, 0)
 
-        self.r = hl.RDom(
-            [
-                (0, layout.lanes),
-                (0, layout.tile.vectors),
-                (0, rows),
-                (0, e.width + 1),
-                (0, blocks(e.width, units)),
-                (1, e.steps),
-            ],
-            f"{name}_r",
+        def projected(gate: int) -> hl.Expr:
+            assert self.projected is not None
+            return hl.Expr(self.projected[lane, gate, row, block, batch, slot])
+
+        def start(place: Place) -> hl.Expr:
+            return zero if place.start is None else place.start(projected, unit, n, inside(slot, self.last + 1))
+
+        S[lane, row, block, batch, slot] = _tuple(start(place) for place in e.places)
+        S[lane, row, block, batch, 0] = _tuple(
+            zero if place.initial is None else place.initial(unit, n) for place in e.places
         )
-        rlane, rvector, rrow, rk, rblock, rslot = (self.r[i] for i in range(6))
+
+        self.longest = hl.Func(f"{name}_longest")
+        r = hl.RDom([(0, rows)], f"{name}_rows")
+        self.longest[batch] = 0
+        self.longest[batch] = hl.max(self.longest[batch], e.length(inside(batch * rows + r.x, e.rows)))
+
+        # ---- the step
+        K = e.width if e.weights is not None else hl.Expr(0)
+        domain = [(0, layout.lanes), (0, layout.tile.vectors), (0, rows), (0, K + 1), (0, blocks(e.width, units))]
+        self.phased = phases > 1
+        if self.phased:
+            domain.append((0, phases))
+        self.r = hl.RDom([*domain, (1, e.steps)], f"{name}_r")
+        rlane, rvector, rrow, rk, rblock = (self.r[i] for i in range(5))
+        rslot = self.r[len(domain)]
+        self.r.where(e.needed(rslot, self.longest[batch]))
         at = rvector * layout.lanes + rlane
-        now = [hl.Expr(S[at, rrow, rblock, batch, rslot][i]) for i in range(self.sums + len(e.values))]
-        before = [
-            hl.Expr(S[at, rrow, rblock, batch, rslot - 1][i]) for i in range(self.sums, self.sums + len(e.values))
-        ]
-        summing = hl.likely(rk < e.width)
-        k = hl.min(hl.likely(rk), e.width - 1)
-        sums = now[: self.sums]
-        for a, panels in enumerate(self.weights):
-            for b, panel in enumerate(panels):
-                fed_back = hl.Expr(S[k % units, rrow, k // units, batch, rslot - 1][self.sums + b])
-                sums[a] = sums[a] + panel[at, k, rblock] * fed_back
-        kept, values = e.step(now[: self.sums], now[self.sums :], before)
-        S[at, rrow, rblock, batch, rslot] = tuple(
-            hl.select(summing, a, b) for a, b in zip([*sums, *now[self.sums :]], [*kept, *values], strict=True)
+
+        def frame(slot: hl.Expr) -> list[hl.Expr]:
+            return [_part(S[at, rrow, rblock, batch, slot], i) for i in range(len(e.places))]
+
+        now, before = frame(rslot), frame(rslot - 1)
+        seen = Frame(
+            now,
+            before,
+            frame(rslot + 1) if e.ahead else [],
+            [hl.Expr(constant[at, rrow, rblock, batch]) for constant in self.constants],
+            [hl.Expr(flag[rrow, batch, rslot]) != 0 for flag in self.flags],
         )
+        summing = hl.likely(rk < K)
+        k = hl.min(hl.likely(rk), e.width - 1)
+        result = list(now)
+        for phase in range(phases):
+            written = dict(e.step(phase, seen))
+            here = self.r[5] == phase if self.phased else None
+            for i, place in enumerate(e.places):
+                sums, value = now[i], written.get(i, now[i])
+                for gate, source in place.feeds if place.phase == phase else ():
+                    assert self.panel is not None
+                    fed_back = _part(S[k % units, rrow, k // units, batch, rslot - place.lag], source)
+                    sums = sums + self.panel[at, gate, k, rblock] * fed_back
+                if sums is now[i] and value is now[i]:
+                    continue
+                new = hl.select(summing, sums, value)
+                result[i] = new if here is None else hl.select(here, new, result[i])
+        S[at, rrow, rblock, batch, rslot] = _tuple(result)
 
     def value(self, index: int, unit: hl.Expr, row: hl.Expr, slot: hl.Expr) -> hl.Expr:
-        """Value number `index` of a unit and a row in a slot."""
+        """What place `index` of a unit and a row holds in a slot."""
         units, rows = self.layout.units, self.layout.tile.rows
-        return hl.Expr(self.func[unit % units, row % rows, unit // units, row // rows, slot][self.sums + index])
+        return _part(self.func[unit % units, row % rows, unit // units, row // rows, slot], index)
 
     def schedule(self, consumer: hl.Func, where: hl.Var, split_units: hl.Expr | None) -> None:
         """Computed at loop `where` of the consumer, a loop over blocks of rows. Where `split_units` holds, the blocks
@@ -111,26 +186,47 @@ class Recurrence:
 
         # Bounds that are said to start at 0 keep the index of a sum one and the same expression where it is read and
         # written; otherwise LLVM can't tell that it is one place, and stores it in every iteration of k.
-        slots = blocks(self.e.steps + 1, layout.tile.steps) * layout.tile.steps
+        slots = blocks(self.last + 1, layout.tile.steps) * layout.tile.steps
         S.compute_at(consumer, where).bound(lane, 0, layout.units).bound(row, 0, layout.tile.rows)
         S.bound(block, 0, blocks(self.e.width, layout.units)).bound(slot, 0, slots)
         S.split(slot, outer, inner, layout.tile.steps, hl.TailStrategy.RoundUp)
         S.reorder(lane, row, inner, outer, batch, block).vectorize(lane, layout.lanes)
         S.never_partition([row, inner, outer, batch])
         S.update(0).vectorize(lane, layout.lanes)
-        for start in self.starts:
-            start.schedule(S, outer)
-        for panel in (panel for row in self.weights for panel in row):
-            panel.schedule()
+        if self.projected is not None:
+            self.projected.schedule(S, outer)
+        if self.panel is not None:
+            self.panel.schedule()
+        for constant in self.constants:
+            constant.compute_at(consumer, where).bound_extent(lane, layout.units).bound_extent(row, layout.tile.rows)
+            constant.vectorize(lane, layout.lanes)
+        self.longest.compute_at(consumer, where)
+        for flag in self.flags:
+            flag.compute_at(consumer, where).bound_extent(row, layout.tile.rows)
 
         # No race: each lane, vector, row and block of a slot writes its own place and reads the slot before.
-        rlane, rvector, rrow, rk, rblock, rslot = (self.r[i] for i in range(6))
+        rlane, rvector, rrow, rk, rblock = (self.r[i] for i in range(5))
+        loops = [self.r[5], self.r[6]] if self.phased else [self.r[5]]
         update = S.update(1).allow_race_conditions()
         update.vectorize(rlane).unroll(rvector).unroll(rrow)
-        update.reorder(rlane, rvector, rrow, rk, batch, rblock, rslot).always_partition([rk])
+        if self.phased:
+            update.unroll(self.r[5])
+        update.reorder(rlane, rvector, rrow, rk, batch, rblock, *loops).always_partition([rk])
         if split_units is not None:
             S.specialize(split_units).parallel(block)
             update.specialize(split_units).parallel(rblock)
+
+
+def _tuple(values: Iterable[hl.Expr]) -> tuple[hl.Expr, ...]:
+    """The frame as Halide takes it."""
+    return tuple(values)
+
+
+def _part(frame: hl.FuncRef, index: int) -> hl.Expr:
+    return hl.Expr(frame[index])
+
+
+Copied = Callable[[Recurrence, hl.Expr, hl.Expr, hl.Expr], Sequence[hl.Expr]]
 
 
 def sequence(
@@ -139,30 +235,37 @@ def sequence(
     e: Equations,
     plan: Schedule,
     threads: hl.Expr,
-    slot: Callable[[hl.Expr], hl.Expr],
+    columns: int,
+    copied: Copied,
+    *,
+    beside: bool = False,
 ) -> None:
-    """out[unit, row, t] = the first value of slot(t), for every t of `out`."""
-    j, n, t = (hl.Var(v) for v in ("j", "n", "t"))
+    """out[unit, row, i, column] = copied(recurrence, unit, row, i)[column], for as many columns as `out` has;
+    `beside`: out[unit, column, row, i]."""
+    j, v, n, i = (hl.Var(name) for name in ("j", "v", "n", "i"))
+    here = (j, v, n, i) if beside else (j, n, i, v)
 
     # ---- algorithm
-    out[j, n, t] = hl.undef(e.initial[0](j, n).type())
+    out[here] = hl.undef(e.dtype)
     made = []
-    for layout, condition in layouts(plan, e.width, e.rows):
+    for layout, condition in layouts(plan, e.width, e.rows, e.sums, e.lean):
         recurrence = Recurrence(f"{name}_{layout.name}", e, layout)
         once = only_if(condition, f"{name}_if_{layout.name}")
-        out[j, n, t] = recurrence.value(0, j, n, slot(t + once))
+        values = copied(recurrence, j, n, i + once)
+        out[here] = values[0] if columns == 1 else hl.mux(v, list(values))
         made.append((recurrence, once))
 
     # ---- schedule
-    for i, (recurrence, once) in enumerate(made):
+    for number, (recurrence, once) in enumerate(made):
         layout = recurrence.layout
-        jo, ji, batch, row = (hl.Var(f"{v}_{layout.name}") for v in ("jo", "ji", "batch", "row"))
+        jo, ji, batch, row, vo, vi = (hl.Var(f"{v}_{layout.name}") for v in ("jo", "ji", "batch", "row", "vo", "vi"))
         guard = hl.TailStrategy.GuardWithIf
-        update = out.update(i)
+        update = out.update(number)
         update.split(j, jo, ji, layout.units, guard).split(n, batch, row, layout.tile.rows, guard)
-        update.reorder(ji, row, t, jo, batch, once).vectorize(ji, layout.lanes, guard)
-        update.never_partition([row, t, batch])
+        update.split(v, vo, vi, columns, guard)
+        update.reorder(ji, vi, row, i, jo, vo, batch, once).vectorize(ji, layout.lanes, guard).unroll(vi)
+        update.never_partition([row, i, batch, vo])
         if plan.parallel:
             update.parallel(batch)
-        few = (blocks(e.rows, layout.tile.rows) < threads) & (e.width * e.width >= SPLIT_UNITS)
+        few = (blocks(e.rows, layout.tile.rows) < threads) & (e.width * e.width * e.sums >= SPLIT_UNITS)
         recurrence.schedule(out, batch, few if plan.split_units else None)

@@ -9,6 +9,7 @@ tuned       and the block that suits the sizes, and hidden units over the thread
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import halide as hl
@@ -20,7 +21,8 @@ class Schedule:
     """Which of the engine's liberties a schedule takes."""
 
     lanes: int  # values in a vector
-    tile: Tile | Machine  # one register tile for everything, or the machine's, to choose from at run time
+    # (sums a unit, whether tiles are dear) -> one register tile, or several to choose from at run time
+    tiles: Callable[[int, bool], Tile | Machine]
     parallel: bool  # rows over the threads
     split_units: bool  # hidden units of one time step over the threads
 
@@ -30,13 +32,24 @@ NAMES = ("naive", "vectorized", "parallel", "tiled", "tuned")
 
 def schedule(name: str, target: hl.Target, dtype: hl.Type) -> Schedule:
     """The schedule `name` for a target; ValueError for a name not in NAMES."""
-    lanes, tiles = target.natural_vector_size(dtype), machine(target)
+    lanes = target.natural_vector_size(dtype)
+
+    def one(sums: int, lean: bool) -> Tile:
+        return Tile(1, 1)
+
+    def wide(sums: int, lean: bool) -> Tile:
+        return machine(target, sums, lean).wide
+
+    def tuned(sums: int, lean: bool) -> Tile | Machine:
+        # float64 is for checks of gradients: one tile will do, and halves its compile time
+        return machine(target, sums, lean) if dtype.bits() == 32 else wide(sums, lean)
+
     known = {
-        "naive": Schedule(1, Tile(1, 1), parallel=False, split_units=False),
-        "vectorized": Schedule(lanes, Tile(1, 1), parallel=False, split_units=False),
-        "parallel": Schedule(lanes, Tile(1, 1), parallel=True, split_units=False),
-        "tiled": Schedule(lanes, tiles.wide, parallel=True, split_units=False),
-        "tuned": Schedule(lanes, tiles, parallel=True, split_units=True),
+        "naive": Schedule(1, one, parallel=False, split_units=False),
+        "vectorized": Schedule(lanes, one, parallel=False, split_units=False),
+        "parallel": Schedule(lanes, one, parallel=True, split_units=False),
+        "tiled": Schedule(lanes, wide, parallel=True, split_units=False),
+        "tuned": Schedule(lanes, tuned, parallel=True, split_units=True),
     }
     if name not in known:
         raise ValueError(f"schedule: expected one of {', '.join(NAMES)}, got {name!r}")

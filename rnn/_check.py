@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ._backends.base import Array
+Array = NDArray[np.floating[Any]]
 
 LIMIT = 2**31
 """The kernels count with 32 bits: extents, numbers of elements, and strides in elements are below this."""
@@ -136,18 +137,42 @@ def named(name: str, value: object, shapes: Mapping[str, tuple[int, ...]], dtype
         if type(one) is np.ndarray and one.shape == shape and one.dtype == dtype and one.flags.carray:
             result[key] = one
         else:
-            result[key] = array(f"{name}[{key!r}]", one, dtype, shape, _WEIGHT_AXES.get(key, "?" * len(shape)))
+            result[key] = array(f"{name}[{key!r}]", one, dtype, shape, _weight_axes(key, len(shape)))
     return result
 
 
-_WEIGHT_AXES = {
-    "weight_ih_l0": "HI",
-    "weight_hh_l0": "HH",
-    "bias_ih_l0": "H",
-    "bias_hh_l0": "H",
-    "weight_ho": "OH",
-    "bias_o": "O",
-}
+def _weight_axes(name: str, rank: int) -> str:
+    """Axis letters for a message. G stands for all gates' rows."""
+    known = {"weight_ih": "GI", "weight_hh": "GH", "bias_ih": "G", "bias_hh": "G", "weight_ho": "OH", "bias_o": "O"}
+    return next((axes for start, axes in known.items() if name.startswith(start)), "H" if rank == 1 else "?" * rank)
+
+
+def lengths(value: object, T: int, N: int) -> NDArray[np.int32] | None:
+    """`value` as the numbers of steps of N rows, or None. Raises TypeError or ValueError."""
+    if value is None:
+        return None
+    expected = f"lengths: expected {N} integers (N={N}) from 0 to T={T}"
+    array = np.asarray(value)
+    if array.dtype.kind not in "iu" and not (array.size == 0 and N == 0):
+        raise TypeError(f"{expected}, got dtype {array.dtype}")
+    if array.shape != (N,):
+        raise ValueError(f"{expected}, got shape {array.shape}")
+    if N and (array.min() < 0 or array.max() > T):
+        raise ValueError(f"{expected}, got {array.min()} to {array.max()}")
+    return array.astype(np.int32)
+
+
+def reset(value: object, T: int, N: int) -> NDArray[np.uint8] | None:
+    """`value` as a mask (T, N) of booleans, or None. Raises TypeError or ValueError."""
+    if value is None:
+        return None
+    expected = f"reset: expected a bool array of shape (T={T}, N={N})"
+    array = np.asarray(value)
+    if array.dtype != np.bool_:
+        raise TypeError(f"{expected}, got dtype {array.dtype}")
+    if array.shape != (T, N):
+        raise ValueError(f"{expected}, got shape {array.shape}")
+    return np.ascontiguousarray(array).view(np.uint8)
 
 
 def _shape_text(shape: Shape, axes: str) -> str:

@@ -10,6 +10,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
+#include <dlfcn.h>
 #include <pthread.h>
 
 #include <climits>
@@ -231,7 +232,16 @@ constexpr int max_dimensions = 4;
 }
 
 std::string type_name(halide_type_t type) {
-    return (type.code == halide_type_float ? "float" : "int") + std::to_string(type.bits);
+    const char *kind = type.code == halide_type_float ? "float" : type.code == halide_type_uint ? "uint" : "int";
+    return kind + std::to_string(type.bits);
+}
+
+// The code of a type in a buffer's format string.
+char type_code(halide_type_t type) {
+    if (type.code == halide_type_float) {
+        return type.bits == 32 ? 'f' : 'd';
+    }
+    return type.code == halide_type_uint ? 'B' : 'i';
 }
 
 // One array as Halide sees it, with a hold on the exporter's memory.
@@ -265,9 +275,7 @@ private:
     void fill(const halide_filter_argument_t &expected) {
         const char *format = view.format ? view.format : "B";
         const char *code = std::strchr("@=<", *format) && *format ? format + 1 : format;  // x86-64 is little-endian
-        const bool same = expected.type.code == halide_type_float && code[0] == (expected.type.bits == 32 ? 'f' : 'd') &&
-                          code[1] == '\0';
-        if (!same) {
+        if (code[0] != type_code(expected.type) || code[1] != '\0') {
             fail(PyExc_TypeError, name + ": expected " + type_name(expected.type) +
                                       " in native byte order, got an array of format '" + format + "'");
         }
@@ -340,29 +348,42 @@ void report_error(void *context, const char *text) {
     }
 }
 
-void run(const Kernel &kernel, nb::args arrays) {
+void run(const Kernel &kernel, nb::args given) {
     const halide_filter_metadata_t &metadata = *kernel.metadata;
     std::vector<std::unique_ptr<Argument>> held;
     std::vector<void *> slots(metadata.num_arguments);
     Report report;
     void *context = &report;
     int thread_count = 0;
+    std::vector<int> numbers(metadata.num_arguments);
     size_t next = 0;
     for (int i = 0; i < metadata.num_arguments; i++) {
         const halide_filter_argument_t &expected = metadata.arguments[i];
-        if (expected.kind == halide_argument_kind_input_scalar) {
-            slots[i] = expected.type.code == halide_type_handle ? static_cast<void *>(&context) : &thread_count;
+        const bool scalar = expected.kind == halide_argument_kind_input_scalar;
+        if (scalar && expected.type.code == halide_type_handle) {
+            slots[i] = &context;
             continue;
         }
-        if (next == arrays.size()) {
-            fail(PyExc_TypeError, kernel.name + ": expected an array for " + expected.name + ", got too few arguments");
+        if (scalar && std::strcmp(expected.name, "threads") == 0) {
+            slots[i] = &thread_count;
+            continue;
         }
-        held.push_back(std::make_unique<Argument>(arrays[next++].ptr(), expected));
+        if (next == given.size()) {
+            fail(PyExc_TypeError, kernel.name + ": expected " + expected.name + ", got too few arguments");
+        }
+        if (scalar) {
+            if (!nb::try_cast(given[next++], numbers[i])) {
+                fail(PyExc_TypeError, kernel.name + ": " + expected.name + ": expected a 32-bit integer");
+            }
+            slots[i] = &numbers[i];
+            continue;
+        }
+        held.push_back(std::make_unique<Argument>(given[next++].ptr(), expected));
         slots[i] = &held.back()->buffer;
     }
-    if (next != arrays.size()) {
-        fail(PyExc_TypeError, kernel.name + ": expected " + std::to_string(next) + " arrays, got " +
-                                  std::to_string(arrays.size()));
+    if (next != given.size()) {
+        fail(PyExc_TypeError, kernel.name + ": expected " + std::to_string(next) + " arguments, got " +
+                                  std::to_string(given.size()));
     }
     for (const auto &output : held) {
         for (const auto &other : held) {
@@ -386,6 +407,33 @@ void run(const Kernel &kernel, nb::args arrays) {
     }
 }
 
+// A kernel from a shared library that _compiler.py linked. The library has a Halide runtime of its own, which is told to
+// use ours: one thread pool, one memory, one error handler.
+Kernel load(const std::string &path, const std::string &name) {
+    void *library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);  // never closed: its kernel may be called at any time
+    if (!library) {
+        fail(PyExc_ImportError, path + ": " + dlerror());
+    }
+    auto find = [&](const std::string &symbol) {
+        void *found = dlsym(library, symbol.c_str());
+        if (!found) {
+            fail(PyExc_ImportError, path + ": no symbol " + symbol);
+        }
+        return found;
+    };
+    auto call = reinterpret_cast<int (*)(void **)>(find(name + "_argv"));
+    auto metadata = reinterpret_cast<const halide_filter_metadata_t *(*)()>(find(name + "_metadata"));
+    reinterpret_cast<decltype(&halide_set_custom_malloc)>(find("halide_set_custom_malloc"))(
+        [](void *, size_t bytes) { return take(bytes); });
+    reinterpret_cast<decltype(&halide_set_custom_free)>(find("halide_set_custom_free"))(
+        [](void *, void *memory) { give_back(memory); });
+    reinterpret_cast<decltype(&halide_set_error_handler)>(find("halide_set_error_handler"))(report_error);
+    reinterpret_cast<decltype(&halide_set_custom_parallel_runtime)>(find("halide_set_custom_parallel_runtime"))(
+        halide_default_do_par_for, halide_default_do_task, halide_default_do_loop_task, halide_default_do_parallel_tasks,
+        halide_default_semaphore_init, halide_default_semaphore_try_acquire, halide_default_semaphore_release);
+    return Kernel{name, call, metadata()};
+}
+
 }  // namespace
 
 NB_MODULE(_kernels, m) {
@@ -397,14 +445,15 @@ NB_MODULE(_kernels, m) {
     halide_set_num_threads(threads);
     pthread_atfork(before_fork, open_gate, open_gate);
 
-    nb::class_<Kernel>(m, "Kernel", "A compiled pipeline: call it with its input arrays, then its output arrays.")
+    nb::class_<Kernel>(m, "Kernel", "A compiled pipeline: call it with its inputs, then its outputs.")
         .def_ro("name", &Kernel::name)
         .def_prop_ro("arguments",
                      [](const Kernel &kernel) {
                          std::vector<std::string> names;
                          for (int i = 0; i < kernel.metadata->num_arguments; i++) {
-                             if (kernel.metadata->arguments[i].kind != halide_argument_kind_input_scalar) {
-                                 names.emplace_back(kernel.metadata->arguments[i].name);
+                             const halide_filter_argument_t &argument = kernel.metadata->arguments[i];
+                             if (argument.type.code != halide_type_handle && std::strcmp(argument.name, "threads") != 0) {
+                                 names.emplace_back(argument.name);
                              }
                          }
                          return names;
@@ -416,6 +465,7 @@ NB_MODULE(_kernels, m) {
     KERNELS(KERNEL)
 #undef KERNEL
     m.attr("kernels") = kernels;
+    m.def("load", &load, nb::arg("path"), nb::arg("name"), "A kernel from a shared library of its own.");
     m.def("set_num_threads", &set_num_threads, nb::arg("threads"));
     m.def("get_num_threads", &get_num_threads);
     m.def("empty", &empty, nb::arg("shape"), nb::arg("bits"), "A C-ordered array, float32 or float64, not initialised.");

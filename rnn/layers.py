@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
 from . import _check, backend
-from ._backends.base import Array, Backend, Gradients, Tape
+from ._backends.base import Array, Backend, Tape, Walk
+from .cells import BUILT_IN, CellEquations, own
 
-__all__ = ["RNN", "Gradients", "Run", "weight_shapes"]
+__all__ = ["GRU", "LSTM", "MGU", "RNN", "Gradients", "IndRNN", "Layer", "Run", "cell", "layer_class"]
 
 NONLINEARITIES = ("tanh", "sigmoid", "relu")
+State = Array | tuple[Array, ...]
+"""One array where the cell has one state, else a tuple, in the cell's order (LSTM: h, c). Each is (N, H), or
+(num_layers * D, N, H) where there are several layers or D = 2 directions: as PyTorch numbers them, layer by layer, in each
+the forward direction first."""
+
+_L = TypeVar("_L", bound="Layer")
+
+
+class _Part(NamedTuple):
+    """A layer of the stack in one direction."""
+
+    names: dict[str, str]
+    """Of its weights: as a backend calls them -> as they are called in `weights`."""
+    reverse: bool
+
+
+class _Pass(NamedTuple):
+    """What one part did in a forward pass."""
+
+    x: Array
+    weights: dict[str, Array]
+    walk: Walk
+    tape: Tape
 
 
 class Run(NamedTuple):
@@ -22,54 +47,106 @@ class Run(NamedTuple):
     optimizers here never do; they put new arrays into `layer.weights`.)
     """
 
-    layer: RNN
+    layer: Layer
     backend: Backend
-    x: Array
+    output: Array
+    """(T, N, O): the readout of each state, or in a layer without readout the states: O = H, or 2 H where two directions
+    are concatenated."""
+    passes: tuple[_Pass, ...]
     weights: dict[str, Array]
-    tape: Tape
+    masks: tuple[Array, ...]
+    """What dropout multiplied the output of each layer but the last by; nothing if there was none."""
 
     @property
-    def output(self) -> Array:
-        """(T, N, O): the readout of each state, or in a layer without readout the states (O = H)."""
-        return self.tape.output
+    def state(self) -> State:
+        """The last state of each row, to be carried over as `state` of the next piece (the initial one where a row has
+        no steps)."""
+        return self.layer._joined([[_last(done, k) for done in self.passes] for k in range(self.layer.cell.states)])
+
+
+def _last(done: _Pass, k: int) -> Array:
+    states, (reverse, lengths, *_) = done.tape.states[k], done.walk
+    if reverse:
+        last: Array = states[0]
+    elif lengths is not None:
+        last = states[lengths, np.arange(len(lengths))]
+    else:
+        last = states[-1]
+    return last
+
+
+class Gradients(NamedTuple):
+    """Gradients of a loss: `weights` (the names and shapes of the layer's), `x` (T, N, I), `state` (as `Run.state`: of the
+    initial state)."""
+
+    weights: dict[str, Array]
+    x: Array
+    state: State
 
     @property
-    def state(self) -> Array:
-        """(N, H): the last state, to be carried over as `h0` of the next piece (the initial one if T = 0)."""
-        last: Array = self.tape.states[0][-1]
-        return last
+    def h0(self) -> Array:
+        """Of the first initial state, h."""
+        return self.state[0] if isinstance(self.state, tuple) else self.state
 
 
-class RNN:
-    """One hidden layer of plain (Elman) recurrent units, and a linear readout if `output_size` is given.
+class Layer:
+    """Recurrent layers over each other, in one direction or two, and a linear readout if `output_size` is given.
 
-        h_t = act(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)        y_t = W_ho h_t + b_o
+        y_t = W_ho h_t + b_o        h_t as the cell says, from x_t and the states before
 
-    after Elman, "Finding structure in time", 1990; as torch.nn.RNN, whose names and shapes the weights have,
-    followed by a torch.nn.Linear.
+    Arguments, of every layer here:
 
-    Arguments: sizes of the input, the hidden state and the output, any of them 0 or more (`output_size=None`:
-    no readout, the output is the state); `nonlinearity` "tanh", "sigmoid" or "relu"; `bias=False` drops all
-    three biases; `seed` as in numpy.random.default_rng; `dtype` "float32" or "float64".
+    input_size, hidden_size, output_size   of the input, each state and the output, any of them 0 or more
+        (`output_size=None`: no readout, the output is the last layer's state)
+    num_layers     each layer but the first sees the output of the one below
+    bidirectional  each layer runs forward and in reverse; `merge` "concat" puts the two outputs side by side, "sum" adds
+    reverse        every layer runs from the end of the sequence to its start (not with `bidirectional`)
+    bias           False: no biases at all
+    dropout        the share of numbers between two layers that training sets to 0
+    recurrent_dropout  the share of the state's numbers that recurrent products do not see in training, the same ones in
+        all steps of a sequence (Gal and Ghahramani, 2016)
+    zoneout        the share of each state's numbers that keep their old value in a step of training; the expected value
+        otherwise (Krueger et al., 2017). One number, or one for each state of the cell
+    seed           as in numpy.random.default_rng, for the weights
+    dtype          "float32" or "float64"
 
-    Attributes: `weights`, a dict of arrays: weight_ih_l0 (H, I), weight_hh_l0 (H, H), bias_ih_l0 (H,),
-    bias_hh_l0 (H,), weight_ho (O, H), bias_o (O,). All start uniform in [-1/sqrt(H), 1/sqrt(H)). Put new
-    arrays in as you like; names, shapes and dtype are checked at each call.
+    Attributes: `weights`, a dict of arrays with PyTorch's names and shapes: weight_ih_l0 (G*H, I), weight_hh_l0 (G*H, H),
+    bias_ih_l0 and bias_hh_l0 (G*H,) for G gates, `_l1` and so on for further layers, with `_reverse` for the other
+    direction; vectors of the cell as NAME_l0 (H,); weight_ho (O, H or 2 H), bias_o (O,). All start uniform in
+    [-1/sqrt(H), 1/sqrt(H)). Put new arrays in as you like; names, shapes and dtype are checked at each call.
 
     Raises TypeError or ValueError naming the argument, OverflowError if a weight had 2^31 elements or more.
     """
+
+    cell: CellEquations
+    _classes: ClassVar[dict[str, type[Layer]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Remember the class, by whose name `from_weights` and checkpoints find it."""
+        super().__init_subclass__(**kwargs)
+        Layer._classes[cls.__name__] = cls
 
     def __init__(
         self,
         input_size: int,
         hidden_size: int,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        *,
         output_size: int | None = None,
-        nonlinearity: str = "tanh",
         bias: bool = True,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        zoneout: float | Sequence[float] = 0.0,
+        merge: str = "concat",
+        reverse: bool = False,
         seed: int | np.random.Generator | None = None,
         dtype: DTypeLike = "float32",
     ) -> None:
-        self._configure(input_size, hidden_size, output_size, nonlinearity, bias, dtype)
+        self._configure(
+            input_size, hidden_size, num_layers, bidirectional, output_size, bias, dropout, recurrent_dropout, zoneout,
+            merge, reverse, dtype,
+        )  # fmt: skip
         bound = 1 / np.sqrt(self.hidden_size) if self.hidden_size else 0.0
         rng = _check.generator("seed", seed)
         self.weights: dict[str, Array] = {
@@ -77,99 +154,478 @@ class RNN:
         }
 
     @classmethod
-    def from_weights(cls, config: dict[str, Any], weights: dict[str, Array]) -> RNN:
+    def from_weights(cls: type[_L], config: dict[str, Any], weights: dict[str, Array]) -> _L:
         """The layer that `config()` described, around these weights. Raises TypeError or ValueError."""
-        layer = cls.__new__(cls)
-        layer._configure(**config)
+        config = dict(config)
+        made = layer_class(config.pop("layer", cls.__name__))
+        if not issubclass(made, cls):
+            raise ValueError(f"config: expected that of a {cls.__name__}, got that of a {made.__name__}")
+        layer = made.__new__(made)
+        layer._arrange(**config)
         layer.weights = _check.named("weights", weights, layer._shapes, layer.dtype)
         return layer
+
+    def _arrange(self, **config: Any) -> None:
+        """`_configure` from what `config()` said. Further arguments of a subclass are its own to take out."""
+        defaults = {
+            "num_layers": 1, "bidirectional": False, "output_size": None, "bias": True, "dropout": 0.0,
+            "recurrent_dropout": 0.0, "zoneout": 0.0, "merge": "concat", "reverse": False, "dtype": "float32",
+        }  # fmt: skip
+        self._configure(**(defaults | config))
 
     def _configure(
         self,
         input_size: int,
         hidden_size: int,
+        num_layers: int,
+        bidirectional: bool,
         output_size: int | None,
-        nonlinearity: str,
         bias: bool,
+        dropout: float,
+        recurrent_dropout: float,
+        zoneout: float | Sequence[float],
+        merge: str,
+        reverse: bool,
         dtype: DTypeLike,
     ) -> None:
         self.input_size = _check.size("input_size", input_size)
         self.hidden_size = _check.size("hidden_size", hidden_size)
+        self.num_layers = _check.size("num_layers", num_layers, 1)
+        self.bidirectional = _check.flag("bidirectional", bidirectional)
         self.output_size = None if output_size is None else _check.size("output_size", output_size)
-        self.nonlinearity = _check.choice("nonlinearity", nonlinearity, NONLINEARITIES)
         self.bias = _check.flag("bias", bias)
+        self.dropout = _check.number("dropout", dropout, 0, 1)
+        self.recurrent_dropout = _check.number("recurrent_dropout", recurrent_dropout, 0, 1)
+        self.zoneout = _zoneout(zoneout, self.cell)
+        self.merge = _check.choice("merge", merge, ("concat", "sum"))
+        self.reverse = _check.flag("reverse", reverse)
+        if self.reverse and self.bidirectional:
+            raise ValueError("reverse: expected False in a bidirectional layer, which runs both ways, got True")
         self.dtype = _dtype(dtype)
-        self._cell = f"rnn_{nonlinearity}"
-        self._shapes = weight_shapes(self.input_size, self.hidden_size, self.output_size, self.bias)
+        self._directions = (False, True) if self.bidirectional else (self.reverse,)
+        self._features = self.hidden_size * (2 if self.bidirectional and self.merge == "concat" else 1)
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._parts: list[_Part] = []
+        for number in range(self.num_layers):
+            for reverse_part in self._directions:
+                suffix = f"_l{number}" + "_reverse" * (reverse_part and self.bidirectional)
+                shapes = self._part_shapes(self.input_size if number == 0 else self._features)
+                self._shapes |= {f"{name}{suffix}": shape for name, shape in shapes.items()}
+                self._parts.append(_Part({f"{name}_l0": f"{name}{suffix}" for name in shapes}, reverse_part))
+        if self.output_size is not None:
+            self._shapes["weight_ho"] = (self.output_size, self._features)
+            if self.bias:
+                self._shapes["bias_o"] = (self.output_size,)
         for name, shape in self._shapes.items():
             _check.limit(name, shape)
+        # Where one part makes the last output, its backend reads it out too.
+        if len(self._directions) == 1:
+            self._parts[-1].names.update({name: name for name in ("weight_ho", "bias_o") if name in self._shapes})
+        self._one = self._parts[0] if len(self._parts) == 1 else None
 
-    def forward(self, x: Array, h0: Array | None = None) -> Run:
-        """Run over x (T, N, I) from the initial state h0 (N, H), or from zeros.
+    def _part_shapes(self, inputs: int) -> dict[str, tuple[int, ...]]:
+        """Of the weights of one layer in one direction, in PyTorch's order."""
+        cell, H = self.cell, self.hidden_size
+        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (cell.inputs * H, inputs)}
+        if cell.hidden:
+            shapes["weight_hh"] = (cell.hidden * H, H)
+        if self.bias:
+            shapes["bias_ih"] = (cell.inputs * H,)
+            if cell.hidden:
+                shapes["bias_hh"] = (cell.hidden * H,)
+        return shapes | {name: (H,) for name in cell.vectors}
 
-        Both must have the layer's dtype in native byte order; any strides will do (those that a kernel can't
-        walk cost a copy). Raises TypeError (dtype), ValueError (shape), OverflowError (2^31 elements or
-        more), each naming the argument, and `backend.BackendUnavailable`.
+    # ---- forward
+
+    def forward(
+        self,
+        x: Array,
+        state: State | None = None,
+        *,
+        lengths: Any = None,
+        reset: Any = None,
+        rng: np.random.Generator | None = None,
+    ) -> Run:
+        """Run over x (T, N, I) from the initial state (as `Run.state`), or from zeros.
+
+        lengths (N,), integers from 0 to T: row n has the steps t < lengths[n]. Its output is 0 from there on, its last
+        state the one at its end, and x there is never looked at; in reverse it begins at its end.
+        reset (T, N), booleans: where true, all states are set to 0 before the step.
+        rng: a generator makes this a pass of training, which draws from it what dropout, recurrent_dropout and zoneout
+        need. Without one they are off (zoneout: at its expected value).
+
+        Arrays must have the layer's dtype in native byte order; any strides will do (those that a kernel can't walk
+        cost a copy). Raises TypeError (dtype), ValueError (shape, values), OverflowError (2^31 elements or more), each
+        naming the argument, and `backend.BackendUnavailable`.
         """
         _check.expect("x", x, self.dtype, (None, None, self.input_size), "TNI")
-        steps, lanes, _ = x.shape
-        widest = max(self.hidden_size, self.output_size or 0)
-        if (steps + 1) * lanes * widest >= _check.LIMIT or steps + 1 >= _check.LIMIT:
-            _check.limit("x: the states or the output", (steps + 1, lanes, widest))
+        T, N, _ = x.shape
+        widest = max(self.hidden_size * max(self.cell.inputs, 2), self.output_size or 0)
+        if (T + 1) * N * widest >= _check.LIMIT or T + 1 >= _check.LIMIT:
+            _check.limit("x: the states or the output", (T + 1, N, widest))
         x = _check.walkable(x)
-        if h0 is None:
-            h0 = np.zeros((lanes, self.hidden_size), self.dtype)
-        else:
-            h0 = _check.array("h0", h0, self.dtype, (lanes, self.hidden_size), "NH")
+        initial = self._initial(state, N)
         weights = _check.named("weights", self.weights, self._shapes, self.dtype)
         chosen = backend.current()
-        return Run(self, chosen, x, weights, chosen.forward(self._cell, x, h0, weights))
+        walk = Walk(self._directions[0], _check.lengths(lengths, T, N), _check.reset(reset, T, N))
+        if walk.lengths is not None:
+            x = _cut(x, walk.lengths)
+        if self._one is not None and rng is None and not any(self.zoneout):
+            tape = chosen.forward(self.cell, x, initial[0], weights, walk)
+            return Run(self, chosen, tape.output, (_Pass(x, weights, walk, tape),), weights, ())
+        return self._stack(chosen, x, initial, weights, walk, rng)
 
-    def bptt(self, run: Run, d_output: Array, d_state: Array | None = None) -> Gradients:
+    def _stack(
+        self,
+        chosen: Backend,
+        x: Array,
+        initial: list[list[Array]],
+        weights: dict[str, Array],
+        walk: Walk,
+        rng: np.random.Generator | None,
+    ) -> Run:
+        """All layers and directions."""
+        passes: list[_Pass] = []
+        masks: list[Array] = []
+        for number in range(self.num_layers):
+            outputs = []
+            for which in range(len(self._directions)):
+                at = number * len(self._directions) + which
+                part = self._parts[at]
+                own = {name: weights[full] for name, full in part.names.items()}
+                way = self._drawn(walk._replace(reverse=part.reverse), x.shape, rng)
+                passes.append(_Pass(x, own, way, chosen.forward(self.cell, x, initial[at], own, way)))
+                outputs.append(passes[-1].tape.output)
+            x = self._merged(outputs)
+            if rng is not None and self.dropout and number + 1 < self.num_layers:
+                masks.append(_dropout(rng, self.dropout, x.shape, self.dtype))
+                x = x * masks[-1]
+        if self.output_size is not None and self.bidirectional:
+            x = chosen.linear(x, weights["weight_ho"], weights.get("bias_o"))
+            if walk.lengths is not None:
+                x = _cut(x, walk.lengths)
+        return Run(self, chosen, x, tuple(passes), weights, tuple(masks))
+
+    def _merged(self, outputs: list[Array]) -> Array:
+        if len(outputs) == 1:
+            return outputs[0]
+        forward, reverse = outputs
+        merged: Array = np.concatenate(outputs, axis=2) if self.merge == "concat" else forward + reverse
+        return merged
+
+    def _drawn(self, walk: Walk, shape: tuple[int, ...], rng: np.random.Generator | None) -> Walk:
+        """The walk with what training draws for one part."""
+        T, N, H = *shape[:2], self.hidden_size
+        if rng is not None and self.recurrent_dropout:
+            walk = walk._replace(recurrent_mask=_dropout(rng, self.recurrent_dropout, (N, H), self.dtype))
+        if any(self.zoneout):
+            if rng is None:
+                shares = [np.broadcast_to(self.dtype.type(share), (T, N, H)) for share in self.zoneout]
+            else:
+                shares = [(rng.random((T, N, H), np.float32) < share).astype(self.dtype) for share in self.zoneout]
+            walk = walk._replace(zoneout=tuple(shares))
+        return walk
+
+    # ---- backward
+
+    def bptt(self, run: Run, d_output: Array, d_state: State | None = None) -> Gradients:
         """Gradients of a loss, back-propagated through the whole of `run` on the backend that made it.
 
-        d_output (T, N, O) and d_state (N, H; None: zeros) are the loss's gradients with respect to
-        `run.output` and `run.state`. The answer has `.weights` (the names and shapes of `run.weights`), `.x`
-        (T, N, I) and `.h0` (N, H). Werbos, "Backpropagation through time", 1990; the cost is linear in T.
-        Raises as `forward`, and ValueError for a run of another layer.
+        d_output (T, N, O) and d_state (as `run.state`; None, or None for one of several states: zeros) are the loss's
+        gradients with respect to `run.output` and `run.state`; d_output past a row's end is never looked at. The answer
+        has `.weights` (the names and shapes of the layer's), `.x` (T, N, I) and `.state`, of the initial state. Werbos,
+        "Backpropagation through time", 1990; the cost is linear in T. Raises as `forward`, and ValueError for a run of
+        another layer.
         """
         if not isinstance(run, Run):
             raise TypeError(f"run: expected what this layer's forward returned, got {type(run).__name__}")
         if run.layer is not self:
             raise ValueError(f"run: expected a run of this layer ({self!r}), got one of another ({run.layer!r})")
-        d_output = _check.array("d_output", d_output, self.dtype, run.tape.output.shape, "TNO")
-        if d_state is not None:
-            d_state = _check.array("d_state", d_state, self.dtype, run.tape.states[0].shape[1:], "NH")
-        return run.backend.bptt(self._cell, run.x, run.weights, run.tape, d_output, d_state)
+        d_output = _check.array("d_output", d_output, self.dtype, run.output.shape, "TNO")
+        d_last = self._d_last(d_state, run.output.shape[1])
+        lengths = run.passes[0].walk.lengths
+        if lengths is not None:
+            d_output = _cut(d_output, lengths)
+        if self._one is not None:
+            ((x, own, walk, tape),) = run.passes
+            made = run.backend.bptt(self.cell, x, own, tape, d_output, d_last[0], walk)
+            return Gradients(made.weights, made.x, self._joined([[initial] for initial in made.initial]))
+
+        gradients: dict[str, Array] = {}
+        initials: list[list[Array]] = [[] for _ in range(self.cell.states)]
+        if self.output_size is not None and self.bidirectional:
+            merged = self._merged([done.tape.output for done in run.passes[-2:]])
+            d_output, gradients["weight_ho"], gradients["bias_o"] = run.backend.linear_bptt(
+                merged, run.weights["weight_ho"], d_output
+            )
+        d_x = d_output
+        for number in reversed(range(self.num_layers)):
+            if number < len(run.masks):
+                d_x = d_x * run.masks[number]
+            below: Array | None = None
+            for which in reversed(range(len(self._directions))):
+                at = number * len(self._directions) + which
+                x, own, walk, tape = run.passes[at]
+                made = run.backend.bptt(self.cell, x, own, tape, self._share(d_x, which), d_last[at], walk)
+                names = self._parts[at].names
+                gradients |= {names[name]: gradient for name, gradient in made.weights.items()}
+                for k, initial in enumerate(made.initial):
+                    initials[k].insert(0, initial)
+                below = made.x if below is None else below + made.x
+            assert below is not None
+            d_x = below
+        return Gradients({name: gradients[name] for name in self._shapes}, d_x, self._joined(initials))
+
+    def _share(self, d_output: Array, which: int) -> Array:
+        """The gradient of one direction's output, from that of the merged one."""
+        if len(self._directions) == 1 or self.merge == "sum":
+            return d_output
+        H = self.hidden_size
+        return d_output[:, :, which * H : (which + 1) * H]
+
+    # ---- states
+
+    def _initial(self, state: State | None, N: int) -> list[list[Array]]:
+        """The initial states of each part."""
+        shape = (N, self.hidden_size)
+        if state is None:
+            zeros = np.zeros(shape, self.dtype)
+            return [[zeros] * self.cell.states] * len(self._parts)
+        arrays = self._taken_apart("state", state, N)
+        return [[arrays[k][at] for k in range(self.cell.states)] for at in range(len(self._parts))]
+
+    def _d_last(self, d_state: State | None, N: int) -> list[list[Array | None]]:
+        if d_state is None:
+            return [[None] * self.cell.states] * len(self._parts)
+        arrays = self._taken_apart("d_state", d_state, N, optional=True)
+        return [
+            [None if arrays[k] is None else arrays[k][at] for k in range(self.cell.states)]
+            for at in range(len(self._parts))
+        ]
+
+    def _taken_apart(self, name: str, state: State, N: int, optional: bool = False) -> list[Any]:
+        """For each state of the cell its arrays (N, H), part by part."""
+        names, H, several = self.cell.plain.state_leaves, self.hidden_size, len(self._parts) > 1
+        if len(names) == 1:
+            given: Sequence[Any] = state if isinstance(state, tuple | list) and len(state) == 1 else (state,)
+        elif isinstance(state, tuple | list) and len(state) == len(names):
+            given = state
+        else:
+            listed = ", ".join(str(leaf) for leaf in names)
+            got = f"{len(state)} of them" if isinstance(state, tuple | list) else type(state).__name__
+            raise TypeError(f"{name}: expected a tuple of {len(names)} arrays ({listed}), got {got}")
+        shape = (len(self._parts), N, H) if several else (N, H)
+        arrays: list[Any] = []
+        for one, leaf in zip(given, names, strict=True):
+            if one is None and optional:
+                arrays.append(None)
+                continue
+            label = name if len(names) == 1 else f"{name}: {leaf}"
+            checked = _check.array(label, one, self.dtype, shape, "LNH" if several else "NH")
+            arrays.append(checked if several else checked[np.newaxis])
+        return arrays
+
+    def _joined(self, states: list[list[Array]]) -> State:
+        """The other way: from each state's arrays, part by part, to what users see."""
+        arrays = tuple(parts[0] if len(parts) == 1 else np.stack(parts) for parts in states)
+        return arrays[0] if len(arrays) == 1 else arrays
+
+    # ---- weights and configuration
+
+    def state_dict(self) -> dict[str, Array]:
+        """Copies of the weights, under PyTorch's names."""
+        return {name: weight.copy() for name, weight in self.weights.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take copies of these weights. Raises TypeError or ValueError unless names, shapes and dtype are the layer's;
+        nothing has changed then."""
+        taken = _check.named("state_dict", state_dict, self._shapes, self.dtype)
+        self.weights = {name: np.array(weight, order="C") for name, weight in taken.items()}
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments, but the seed, as JSON values: `RNN(**config)` has the same shape."""
+        """The constructor's arguments, but the seed, and the name of the class, as JSON values: what `from_weights`
+        takes."""
+        return {"layer": type(self).__name__} | self._arguments()
+
+    def _arguments(self) -> dict[str, Any]:
         return {
             "input_size": self.input_size,
             "hidden_size": self.hidden_size,
+            "num_layers": self.num_layers,
+            "bidirectional": self.bidirectional,
             "output_size": self.output_size,
-            "nonlinearity": self.nonlinearity,
             "bias": self.bias,
+            "dropout": self.dropout,
+            "recurrent_dropout": self.recurrent_dropout,
+            "zoneout": list(self.zoneout),
+            "merge": self.merge,
+            "reverse": self.reverse,
             "dtype": str(self.dtype),
         }
 
     def __repr__(self) -> str:
-        return f"RNN({', '.join(f'{name}={value!r}' for name, value in self.config().items())})"
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self._arguments().items())
+        return f"{type(self).__name__}({arguments})"
 
 
-def weight_shapes(input_size: int, hidden_size: int, output_size: int | None, bias: bool) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a layer's weights, in PyTorch's order."""
-    shapes: dict[str, tuple[int, ...]] = {
-        "weight_ih_l0": (hidden_size, input_size),
-        "weight_hh_l0": (hidden_size, hidden_size),
-    }
-    if bias:
-        shapes |= {"bias_ih_l0": (hidden_size,), "bias_hh_l0": (hidden_size,)}
-    if output_size is not None:
-        shapes["weight_ho"] = (output_size, hidden_size)
-        if bias:
-            shapes["bias_o"] = (output_size,)
-    return shapes
+class RNN(Layer):
+    """Plain (Elman) recurrent units: h_t = act(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), `nonlinearity` "tanh", "sigmoid" or
+    "relu". Elman, "Finding structure in time", 1990; as torch.nn.RNN. Further arguments as `Layer`."""
+
+    def __init__(self, *args: Any, nonlinearity: str = "tanh", **kwargs: Any) -> None:
+        self._choose(nonlinearity)
+        super().__init__(*args, **kwargs)
+
+    def _arrange(self, **config: Any) -> None:
+        self._choose(config.pop("nonlinearity", "tanh"))
+        super()._arrange(**config)
+
+    def _choose(self, nonlinearity: str) -> None:
+        self.nonlinearity = _check.choice("nonlinearity", nonlinearity, NONLINEARITIES)
+        self.cell = BUILT_IN[f"rnn_{nonlinearity}"]
+
+    def _arguments(self) -> dict[str, Any]:
+        return super()._arguments() | {"nonlinearity": self.nonlinearity}
+
+
+class LSTM(Layer):
+    """Long short-term memory, gates i f g o, states h and c:
+
+        i, f, o = sigmoid(...)    g = tanh(...)    c_t = f c_{t-1} + i g    h_t = o tanh(c_t)
+
+    Hochreiter and Schmidhuber, 1997, and Gers, Schmidhuber and Cummins, 2000; as torch.nn.LSTM. `peepholes` (Gers and
+    Schmidhuber, 2000): i and f see c_{t-1}, o sees c_t, through vectors peephole_i, peephole_f, peephole_o. `coupled`
+    (Greff et al., 2017): no gate f, f = 1 - i. `forget_bias`: where the bias of the gate f starts, None: as the others.
+    Further arguments as `Layer`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        peepholes: bool = False,
+        coupled: bool = False,
+        forget_bias: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._choose(peepholes, coupled)
+        super().__init__(*args, **kwargs)
+        if forget_bias is None:
+            return
+        start = _check.number("forget_bias", forget_bias, -np.inf)
+        if self.coupled or not self.bias:
+            why = "in a coupled LSTM, which has no gate f" if self.coupled else "without biases"
+            raise ValueError(f"forget_bias: expected None {why}, got {forget_bias!r}")
+        H = self.hidden_size
+        for name, weight in self.weights.items():
+            if name.startswith("bias_ih") or name.startswith("bias_hh"):
+                weight[H : 2 * H] = start if name.startswith("bias_ih") else 0
+
+    def _arrange(self, **config: Any) -> None:
+        self._choose(config.pop("peepholes", False), config.pop("coupled", False))
+        super()._arrange(**config)
+
+    def _choose(self, peepholes: bool, coupled: bool) -> None:
+        self.peepholes, self.coupled = _check.flag("peepholes", peepholes), _check.flag("coupled", coupled)
+        self.cell = BUILT_IN["lstm" + "_peephole" * self.peepholes + "_coupled" * self.coupled]
+
+    def _arguments(self) -> dict[str, Any]:
+        return super()._arguments() | {"peepholes": self.peepholes, "coupled": self.coupled}
+
+
+class GRU(Layer):
+    """Gated recurrent units, gates r z n: h_t = (1 - z) n + z h_{t-1}, Cho et al., 2014.
+
+    `reset_after` (torch.nn.GRU, cuDNN): n = tanh(W_in x + b_in + r (W_hn h + b_hn)); else, as in the paper and by default
+    in ONNX, n = tanh(W_in x + b_in + W_hn (r h) + b_hn). Further arguments as `Layer`.
+    """
+
+    def __init__(self, *args: Any, reset_after: bool = True, **kwargs: Any) -> None:
+        self._choose(reset_after)
+        super().__init__(*args, **kwargs)
+
+    def _arrange(self, **config: Any) -> None:
+        self._choose(config.pop("reset_after", True))
+        super()._arrange(**config)
+
+    def _choose(self, reset_after: bool) -> None:
+        self.reset_after = _check.flag("reset_after", reset_after)
+        self.cell = BUILT_IN["gru" if self.reset_after else "gru_reset_before"]
+
+    def _arguments(self) -> dict[str, Any]:
+        return super()._arguments() | {"reset_after": self.reset_after}
+
+
+class MGU(Layer):
+    """Minimal gated units, gates f n: n = tanh(W_in x + W_hn (f h)), h_t = (1 - f) h_{t-1} + f n. Zhou et al., 2016.
+    Arguments as `Layer`."""
+
+    cell = BUILT_IN["mgu"]
+
+
+class IndRNN(Layer):
+    """Units that see the input and themselves alone: h_t = act(W_ih x_t + b_ih + recurrent h_{t-1}), `nonlinearity`
+    "tanh" or "relu"; `recurrent` is a vector. Li et al., 2018. Further arguments as `Layer`."""
+
+    def __init__(self, *args: Any, nonlinearity: str = "relu", **kwargs: Any) -> None:
+        self._choose(nonlinearity)
+        super().__init__(*args, **kwargs)
+
+    def _arrange(self, **config: Any) -> None:
+        self._choose(config.pop("nonlinearity", "relu"))
+        super()._arrange(**config)
+
+    def _choose(self, nonlinearity: str) -> None:
+        self.nonlinearity = _check.choice("nonlinearity", nonlinearity, ("tanh", "relu"))
+        self.cell = BUILT_IN[f"indrnn_{nonlinearity}"]
+
+    def _arguments(self) -> dict[str, Any]:
+        return super()._arguments() | {"nonlinearity": self.nonlinearity}
+
+
+def cell(definition: type) -> type[Layer]:
+    """Decorator: a layer class, used as `rnn.LSTM` is, from a class that holds a cell's equations (see rnn.cells).
+
+    The equations are read at once; kernels are compiled when a layer first needs them, and kept on disk. Raises
+    `cells.CellError` for equations that make no cell, ValueError for the name of a layer class that is taken by ours.
+    """
+    equations = own(definition)
+    if definition.__name__ in BUILT_IN_LAYERS:
+        raise ValueError(f"cell: expected a name other than {', '.join(BUILT_IN_LAYERS)}, got {definition.__name__}")
+    text = (definition.__doc__ or "A cell of one's own.") + "\n\nArguments as `rnn.layers.Layer`."
+    return type(definition.__name__, (Layer,), {"cell": equations, "__doc__": text, "__module__": definition.__module__})
+
+
+BUILT_IN_LAYERS = ("RNN", "LSTM", "GRU", "MGU", "IndRNN", "Layer")
+
+
+def layer_class(name: object) -> type[Layer]:
+    """The class of this name: one of ours, or a cell of the user's own that has been defined. Raises ValueError."""
+    if not isinstance(name, str) or name not in Layer._classes:
+        raise ValueError(f"layer: expected one of {', '.join(Layer._classes)}, got {name!r}")
+    return Layer._classes[name]
+
+
+def _cut(array: Array, lengths: NDArray[np.int32]) -> Array:
+    """A copy with zeros past each row's end."""
+    inside = np.arange(len(array))[:, np.newaxis] < lengths
+    cut: Array = np.where(inside[:, :, np.newaxis], array, array.dtype.type(0))
+    return cut
+
+
+def _dropout(rng: np.random.Generator, share: float, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """0 for about this share of numbers, 1 / (1 - share) for the rest."""
+    mask: Array = (rng.random(shape, np.float32) >= share).astype(dtype)
+    mask /= dtype.type(1 - share)
+    return mask
+
+
+def _zoneout(value: object, cell: CellEquations) -> tuple[float, ...]:
+    count = cell.states
+    if isinstance(value, tuple | list):
+        if len(value) != count:
+            raise ValueError(f"zoneout: expected one number, or one for each of {count} states, got {len(value)}")
+        return tuple(_check.number(f"zoneout[{k}]", one, 0, 1) for k, one in enumerate(value))
+    return (_check.number("zoneout", value, 0, 1),) * count
 
 
 def _dtype(value: DTypeLike) -> np.dtype[Any]:

@@ -1,4 +1,5 @@
-"""What a backend is: two functions over whole sequences, and the arrays they hand to each other.
+"""What a backend is: two functions over whole sequences of one layer in one direction, and the arrays they hand to each
+other.
 
 The layer checks every argument before it calls a backend. Arrays come with the layer's dtype (float32 or
 float64), in native byte order, aligned, with fewer than 2^31 elements, no negative strides, and a contiguous
@@ -8,34 +9,58 @@ never writes to its arguments, and what it returns shares no memory with them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..cells import CellEquations
+
 Array = NDArray[np.floating[Any]]
+
+
+class Walk(NamedTuple):
+    """How a pass goes through time, and what training does to it. All of it may be missing."""
+
+    reverse: bool = False
+    """From each row's last step to its first."""
+    lengths: NDArray[np.int32] | None = None
+    """(N,): steps of each row, 0 to T; inputs past them are 0."""
+    reset: NDArray[np.uint8] | None = None
+    """(T, N): 1 where the states are set to 0 before the step."""
+    recurrent_mask: Array | None = None
+    """(N, H): what the operands of recurrent products are multiplied by."""
+    zoneout: tuple[Array, ...] | None = None
+    """(T, N, H) for each state: the share of its old value that is kept."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Forward in time, whole rows, and nothing done to them."""
+        return not self.reverse and all(option is None for option in self[1:])
 
 
 class Tape(NamedTuple):
     """What a forward pass leaves behind for BPTT."""
 
     states: tuple[Array, ...]
-    """One a state of the cell, the first is h: each (T+1, N, H), slot 0 holds the initial state."""
+    """One a state of the cell, the first is h: each (T+1, N, H). Forward, slot 0 holds the initial state and slot t+1
+    the one after step t; in reverse slot t holds the one after step t, and the slot of a row's length the initial one.
+    Past a row's end: zeros."""
 
-    gates: tuple[Array, ...]
-    """Further values that the cell keeps for BPTT (none for the plain RNN), each (T, N, H)."""
+    kept: Any
+    """Whatever else the backend wants to see again."""
 
     output: Array
-    """(T, N, O): the readout, or `states[0][1:]` (O = H) where there is none."""
+    """(T, N, O): the readout, or the states after each step (O = H) where there is none; zeros past a row's end."""
 
 
 class Gradients(NamedTuple):
-    """Gradients of a loss: `weights` (the names and shapes of the layer's), `x` (T, N, I), `h0` (N, H)."""
+    """Gradients of a loss: `weights` (the names and shapes that came), `x` (T, N, I), `initial` (N, H) a state."""
 
     weights: dict[str, Array]
     x: Array
-    h0: Array
+    initial: tuple[Array, ...]
 
 
 class Backend(Protocol):
@@ -46,25 +71,40 @@ class Backend(Protocol):
     schedule: str | None
     """The name of the schedule, or None where there is no such choice."""
 
-    def forward(self, cell: str, x: Array, h0: Array, weights: Mapping[str, Array]) -> Tape:
-        """Run `cell` ("rnn_tanh", "rnn_sigmoid", "rnn_relu") over x (T, N, I) from h0 (N, H).
+    def forward(
+        self, cell: CellEquations, x: Array, initial: Sequence[Array], weights: Mapping[str, Array], walk: Walk
+    ) -> Tape:
+        """Run the cell over x (T, N, I) from its initial states, (N, H) each.
 
-        weights: weight_ih_l0 (H, I), weight_hh_l0 (H, H), with bias bias_ih_l0 and bias_hh_l0 (H,), with a
-        readout weight_ho (O, H), with both bias_o (O,). Any size may be 0.
+        weights: weight_ih_l0 (A*H, I) for the gates that see the input, weight_hh_l0 (B*H, H) for those that see the
+        state (none: no such name), with bias bias_ih_l0 (A*H,) and bias_hh_l0 (B*H,), the cell's vectors as NAME_l0
+        (H,), with a readout weight_ho (O, H), and with both bias_o (O,). T, N, I, H and O may all be 0.
+
+        Raises `BackendUnavailable` for a cell or an option that it does not know.
         """
         ...
 
     def bptt(
         self,
-        cell: str,
+        cell: CellEquations,
         x: Array,
         weights: Mapping[str, Array],
         tape: Tape,
         d_output: Array,
-        d_state: Array | None,
+        d_last: Sequence[Array | None],
+        walk: Walk,
     ) -> Gradients:
-        """Gradients from those of `tape.output` and (N, H) of the last state (None stands for zeros).
+        """Back-propagate through time: gradients from d_output (T, N, O or H) and from those of each row's last states
+        ((N, H) each, None: zeros).
 
-        `x` and `weights` are what `forward` was given when it made `tape`.
+        `x`, `weights`, `tape` and `walk` are those of one forward call of this backend; d_output past a row's end is 0.
         """
+        ...
+
+    def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        """x W^T + b, (T, N, O), for x (T, N, I) and weight (O, I): a readout of what several passes put out."""
+        ...
+
+    def linear_bptt(self, x: Array, weight: Array, d_output: Array) -> tuple[Array, Array, Array]:
+        """Gradients of x (T, N, I), of the weight (O, I) and of the bias (O,)."""
         ...

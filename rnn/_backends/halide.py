@@ -2,113 +2,329 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .._memory import empty
 from ..backend import BackendUnavailable
+from ..cells import BUILT_IN, MASK, CellEquations, Derivation, evaluate_numpy
 from . import numpy as reference
-from .base import Array, Backend, Gradients, Tape
+from .base import Array, Backend, Gradients, Tape, Walk
 
 SCHEDULES = ("naive", "vectorized", "parallel", "tiled", "tuned")
 
 _DTYPES = {4: "float32", 8: "float64"}  # dtype.name takes 5 us
 Kernel = Callable[..., None]
-Find = Callable[[str, str, str], Kernel]  # (pass, cell, dtype)
+
+
+class Kernels:
+    """Where kernels come from. `dtype` is "float32" or "float64"."""
+
+    def recurrent(self, direction: str, cell: CellEquations, dtype: str, masked: bool) -> Kernel:
+        """The "forward" or "bptt" pipeline of a cell, with or without resets, recurrent dropout and zoneout."""
+        raise NotImplementedError
+
+    def product(self, name: str, dtype: str) -> Kernel:
+        """The pipeline "linear" or "gradients", which no cell has a part in."""
+        raise NotImplementedError
 
 
 class HalideBackend:
-    """Hands whole sequences to one kernel call a pass. `find` gives the kernel of a pass, a cell and a dtype."""
+    """Hands whole sequences to the kernels: one call forward, one back, and one for what the deltas give."""
 
-    def __init__(self, name: str, schedule: str, find: Find) -> None:
+    def __init__(self, name: str, schedule: str, kernels: Kernels) -> None:
         self.name = name
         self.schedule: str | None = schedule
-        self._find = find
+        self._kernels = kernels
         self._empty = reference.NumpyBackend()  # where nothing is to be computed: kernels want T, N, H >= 1
 
-    def forward(self, cell: str, x: Array, h0: Array, weights: Mapping[str, Array]) -> Tape:
-        (T, N, _), H = x.shape, h0.shape[1]
+    def forward(
+        self, cell: CellEquations, x: Array, initial: Sequence[Array], weights: Mapping[str, Array], walk: Walk
+    ) -> Tape:
+        (T, N, _), H, dtype = x.shape, initial[0].shape[1], x.dtype
         if 0 in (T, N, H):
-            return self._empty.forward(cell, x, h0, weights)
-        weight_ho, bias_o = _readout(weights, H, x.dtype)
-        none = np.zeros(H, x.dtype)
-        states = empty((T + 1, N, H), x.dtype)
-        output = empty((T, N, len(weight_ho)), x.dtype)
-        self._find("forward", cell, _DTYPES[x.itemsize])(
+            return self._empty.forward(cell, x, initial, weights, walk)
+        lengths = _whole(T, N) if walk.lengths is None else walk.lengths
+        masks = _masks(walk, cell, T, N, H, dtype)
+        plan = _plan(cell, bool(masks))
+        frames = empty((plan.columns, T + 1, N, H), dtype)
+        none = _zeros((plan.widest * H,), dtype.char)
+        self._kernels.recurrent("forward", cell, _DTYPES[x.itemsize], bool(masks))(
+            int(walk.reverse),
+            lengths,
             x,
-            h0,
+            initial[0][np.newaxis] if len(initial) == 1 else np.stack(initial),
             weights["weight_ih_l0"],
-            weights["weight_hh_l0"],
+            weights["weight_hh_l0"] if cell.hidden else _zeros((0, H), dtype.char),
             weights.get("bias_ih_l0", none),
-            weights.get("bias_hh_l0", none),
-            weight_ho,
-            bias_o,
-            states,
-            output,
+            weights.get("bias_hh_l0", none[: cell.hidden * H]),
+            _vectors(cell, weights, H, dtype),
+            *masks,
+            frames,
         )
-        return Tape((states,), (), output if "weight_ho" in weights else states[1:])
+        after = frames[0, :-1] if walk.reverse else frames[0, 1:]
+        if walk.reverse and walk.lengths is not None:  # the initial states are in there, at the rows' ends
+            after = np.where((np.arange(T)[:, np.newaxis] < walk.lengths)[:, :, np.newaxis], after, dtype.type(0))
+        output = after
+        if "weight_ho" in weights:
+            output = self.linear(after, weights["weight_ho"], weights.get("bias_o"))
+            if walk.lengths is not None:
+                output[np.arange(T)[:, np.newaxis] >= walk.lengths] = 0
+        return Tape(tuple(frames[k] for k in range(cell.states)), frames, output)
 
     def bptt(
-        self, cell: str, x: Array, weights: Mapping[str, Array], tape: Tape, d_output: Array, d_state: Array | None
+        self,
+        cell: CellEquations,
+        x: Array,
+        weights: Mapping[str, Array],
+        tape: Tape,
+        d_output: Array,
+        d_last: Sequence[Array | None],
+        walk: Walk,
     ) -> Gradients:
-        (T, N, I), H = x.shape, tape.states[0].shape[2]
+        (T, N, I), H, dtype = x.shape, tape.states[0].shape[2], x.dtype
         if 0 in (T, N, H):
-            return self._empty.bptt(cell, x, weights, tape, d_output, d_state)
-        dtype = x.dtype
-        weight_ho, _ = _readout(weights, H, dtype)
-        O = len(weight_ho)
-        # one row of zeros stands for all of them: its outer strides are 0
-        nothing = np.ndarray((T, N, H), dtype, np.zeros(H, dtype), strides=(0, 0, x.itemsize))
-        d_states = nothing if "weight_ho" in weights else d_output
-        d_output = d_output if "weight_ho" in weights else empty((T, N, 0), dtype)
-        d_x, d_h0 = empty((T, N, I), dtype), empty((N, H), dtype)
-        d_weight_ih, d_weight_hh = empty((H, I), dtype), empty((H, H), dtype)
-        d_bias, d_weight_ho, d_bias_o = empty((H,), dtype), empty((O, H), dtype), empty((O,), dtype)
-        self._find("bptt", cell, _DTYPES[x.itemsize])(
-            x,
-            weights["weight_ih_l0"],
-            weights["weight_hh_l0"],
+            return self._empty.bptt(cell, x, weights, tape, d_output, d_last, walk)
+        lengths = _whole(T, N) if walk.lengths is None else walk.lengths
+        masks = _masks(walk, cell, T, N, H, dtype)
+        plan, frames = _plan(cell, bool(masks)), tape.kept
+        A, B = cell.inputs * H, cell.hidden * H
+        weight_hh = weights["weight_hh_l0"] if cell.hidden else _zeros((0, H), dtype.char)
+        weight_ho = weights.get("weight_ho")
+        if weight_ho is None:
+            weight_ho, d_states, d_output = _zeros((0, H), dtype.char), d_output, empty((T, N, 0), dtype)
+        else:
+            d_states = _still(_zeros((H,), dtype.char), (T, N, H))
+        if all(d is None for d in d_last):
+            last = _still(_zeros((H,), dtype.char), (cell.states, N, H))
+        else:
+            last = np.stack([_zeros((N, H), dtype.char) if d is None else d for d in d_last])
+        deltas = empty((T + 1, N, plan.deltas, H), dtype)
+        self._kernels.recurrent("bptt", cell, _DTYPES[x.itemsize], bool(masks))(
+            int(walk.reverse),
+            lengths,
+            weight_hh,
             weight_ho,
-            tape.states[0],
+            _vectors(cell, weights, H, dtype),
+            frames,
             d_output,
             d_states,
-            nothing[0] if d_state is None else d_state,
-            d_x,
-            d_h0,
-            d_weight_ih,
-            d_weight_hh,
-            d_bias,
-            d_weight_ho,
-            d_bias_o,
+            last,
+            *masks,
+            deltas,
         )
+
+        d_initial = deltas[-1 if walk.reverse else 0]
+        if walk.reverse and walk.lengths is not None:  # they are at the rows' ends, beside deltas that count as none
+            ends = walk.lengths, np.arange(N)
+            d_initial = deltas[ends]
+            deltas[ends] = 0
+
+        # ---- what the deltas give
+        steps = (deltas[:-1] if walk.reverse else deltas[1:]).reshape(T, N, plan.deltas * H)
+        before, after = (slice(1, None), slice(0, -1)) if walk.reverse else (slice(0, -1), slice(1, None))
+        shift = 0 if plan.one_delta else A
+        O, D = len(weight_ho), steps.shape[2]
+        d_x = empty((T, N, I), dtype)
+        d_weight_ih, d_weight_hh = empty((A, I), dtype), empty((B, H), dtype)
+        d_weight_ho, d_bias_o, sums = empty((O, H), dtype), empty((O,), dtype), empty((D,), dtype)
+        gradients = self._kernels.product("gradients", _DTYPES[x.itemsize])
+        # the rows of W_hh that see the same operand lie together but in cells that nobody has written yet
+        for number, (operand, first, past) in enumerate(plan.products or [(-1, 0, 0)]):
+            previous = frames[0, after] if operand < 0 else _operand(plan, operand, cell, frames, before, weights, walk)
+            nothing = empty((T, N, 0), dtype)
+            gradients(
+                x if number == 0 else nothing,
+                weights["weight_ih_l0"] if number == 0 else d_weight_ih[:0, :0],
+                steps[:, :, :A] if number == 0 else nothing,
+                previous,
+                steps[:, :, shift + first * H : shift + past * H],
+                frames[0, after],
+                d_output if number == 0 else nothing,
+                steps if number == 0 else nothing,
+                d_x if number == 0 else empty((T, N, 0), dtype),
+                d_weight_ih if number == 0 else empty((0, 0), dtype),
+                d_weight_hh[first * H : past * H],
+                d_weight_ho if number == 0 else empty((0, H), dtype),
+                d_bias_o if number == 0 else empty((0,), dtype),
+                sums if number == 0 else empty((0,), dtype),
+            )
         made = {
             "weight_ih_l0": d_weight_ih,
             "weight_hh_l0": d_weight_hh,
-            "bias_ih_l0": d_bias,
-            "bias_hh_l0": d_bias,
+            "bias_ih_l0": sums[:A],
+            "bias_hh_l0": sums[shift : shift + B].copy() if plan.one_delta else sums[shift : shift + B],
             "weight_ho": d_weight_ho,
             "bias_o": d_bias_o,
         }
-        # the two biases have the same gradient, but not the same memory
+        for p, name in enumerate(cell.vectors):
+            made[f"{name}_l0"] = sums[D - (len(cell.vectors) - p) * H :][:H]
         return Gradients(
-            {name: made[name].copy() if name == "bias_hh_l0" else made[name] for name in weights}, d_x, d_h0
+            {name: made[name] for name in weights},
+            d_x,
+            tuple(np.ascontiguousarray(d_initial[:, k]) for k in range(cell.states)),
         )
 
+    def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        output = empty((*x.shape[:2], len(weight)), x.dtype)
+        bias = _zeros((len(weight),), x.dtype.char) if bias is None else bias
+        if output.size:
+            self._kernels.product("linear", _DTYPES[x.itemsize])(x, weight, bias, output)
+        return output
 
-def _readout(weights: Mapping[str, Array], H: int, dtype: np.dtype[np.floating]) -> tuple[Array, Array]:
-    """(weight_ho, bias_o); no output at all where there is no readout, zeros where there is no bias."""
-    weight_ho = weights.get("weight_ho")
-    if weight_ho is None:
-        weight_ho = empty((0, H), dtype)
-    bias_o = weights.get("bias_o")
-    return weight_ho, np.zeros(len(weight_ho), dtype) if bias_o is None else bias_o
+    def linear_bptt(self, x: Array, weight: Array, d_output: Array) -> tuple[Array, Array, Array]:
+        (T, N, I), O, dtype = x.shape, len(weight), x.dtype
+        if 0 in (T, N):
+            return self._empty.linear_bptt(x, weight, d_output)
+        nothing, none = empty((T, N, 0), dtype), empty((0, 0), dtype)
+        d_x, d_weight, d_bias = empty((T, N, I), dtype), empty((O, I), dtype), empty((O,), dtype)
+        self._kernels.product("gradients", _DTYPES[x.itemsize])(
+            x, weight, d_output, nothing, nothing, nothing, nothing, d_output,
+            d_x, d_weight, none, none, empty((0,), dtype), d_bias,
+        )  # fmt: skip
+        return d_x, d_weight, d_bias
+
+
+class _Plan(NamedTuple):
+    """What a cell's derivation says about the kernels' arrays."""
+
+    derivation: Derivation
+    columns: int  # of the tape
+    deltas: int
+    one_delta: bool
+    widest: int
+    products: tuple[tuple[int, int, int], ...]  # (operand, first and last row block of W_hh that see it)
+    loose: dict[int, int]  # operand -> its column of the tape
+
+
+@lru_cache(maxsize=None)
+def _plan(cell: CellEquations, masked: bool) -> _Plan:
+    d = cell.masked if masked else cell.plain
+    seen_by: list[int] = [-1] * len(d.hidden)
+    for back in d.back_sums:
+        for row in back.hidden:
+            seen_by[row] = back.operand
+    products: list[tuple[int, int, int]] = []
+    for row, operand in enumerate(seen_by):
+        if products and products[-1][0] == operand:
+            products[-1] = (operand, products[-1][1], row + 1)
+        else:
+            products.append((operand, row, row + 1))
+    loose, column = {}, len(d.new) + len(d.kept)
+    for m, o in enumerate(d.operands):
+        if not o.carried:
+            loose[m] = column
+            column += 1
+    return _Plan(
+        derivation=d,
+        columns=column,
+        deltas=max(len(d.deltas), len(d.new)),
+        one_delta=d.one_delta,
+        widest=max(len(d.inputs), len(d.hidden)),
+        products=tuple(products),
+        loose=loose,
+    )
+
+
+def _operand(
+    plan: _Plan,
+    operand: int,
+    cell: CellEquations,
+    frames: Array,
+    before: slice,
+    weights: Mapping[str, Array],
+    walk: Walk,
+) -> Array:
+    """(T, N, H): what a recurrent product was made of, in each step."""
+    if operand in plan.loose:
+        column: Array = frames[plan.loose[operand]]
+        return column[:-1] if walk.reverse else column[1:]
+    d = plan.derivation
+    value = d.operands[operand].value
+    states = {leaf: frames[k, before] for k, leaf in enumerate(d.state_leaves)}
+    if walk.reset is not None:
+        goes_on = (walk.reset == 0)[:, :, np.newaxis]
+        states = {leaf: np.where(goes_on, state, state.dtype.type(0)) for leaf, state in states.items()}
+    if value in states:
+        return states[value]
+    vectors = {leaf: weights[f"{name}_l0"] for name, leaf in zip(d.vectors, d.vector_leaves, strict=True)}
+    mask = frames.dtype.type(1) if walk.recurrent_mask is None else walk.recurrent_mask
+    return evaluate_numpy(value, {**states, **vectors, MASK: mask}, frames.dtype)
+
+
+@lru_cache(maxsize=64)
+def _whole(T: int, N: int) -> Any:
+    """The lengths of rows that are whole."""
+    return np.full(N, T, np.int32)
+
+
+@lru_cache(maxsize=64)
+def _zeros(shape: tuple[int, ...], dtype: str) -> Array:
+    """Zeros that nobody writes to."""
+    zeros: Array = np.zeros(shape, dtype)
+    return zeros
+
+
+def _still(row: Any, shape: tuple[int, ...]) -> Any:
+    """An array of this shape whose outer strides are 0: `row` again and again."""
+    return np.ndarray(shape, row.dtype, row, strides=(0,) * (len(shape) - 1) + (row.itemsize,))
+
+
+def _vectors(cell: CellEquations, weights: Mapping[str, Array], H: int, dtype: np.dtype[Any]) -> Array:
+    if not cell.vectors:
+        return _zeros((0, H), dtype.char)
+    return np.stack([weights[f"{name}_l0"] for name in cell.vectors])
+
+
+def _masks(walk: Walk, cell: CellEquations, T: int, N: int, H: int, dtype: np.dtype[Any]) -> tuple[Any, ...]:
+    """(reset, mask, zoneout) for kernels that know masks; nothing where there is none of the three."""
+    if walk.reset is None and walk.recurrent_mask is None and walk.zoneout is None:
+        return ()
+    reset = _still(np.zeros(N, np.uint8), (T, N)) if walk.reset is None else walk.reset
+    mask = _still(np.ones(H, dtype), (N, H)) if walk.recurrent_mask is None else walk.recurrent_mask
+    if walk.zoneout is None:
+        zoneout = _still(_zeros((H,), dtype.char), (cell.states, T, N, H))
+    else:
+        zoneout = np.stack([np.broadcast_to(share, (T, N, H)) for share in walk.zoneout])
+    return reset, mask, zoneout
 
 
 def check_schedule(schedule: str) -> None:
     """Raises ValueError for a schedule that there is not."""
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule: expected one of {', '.join(SCHEDULES)}, got {schedule!r}")
+
+
+class Compiled(Kernels):
+    """Those of the extension module, under one schedule; what it does not have is compiled when it is first used."""
+
+    def __init__(self, schedule: str, kernels: Mapping[str, Kernel]) -> None:
+        self._schedule, self._kernels = schedule, kernels
+        self._found: dict[tuple[object, ...], Kernel] = {}
+
+    def recurrent(self, direction: str, cell: CellEquations, dtype: str, masked: bool) -> Kernel:
+        key = (direction, cell, dtype, masked)
+        kernel = self._found.get(key)
+        if kernel is None:
+            name = f"{direction}_{cell.name}_{self._schedule}_{dtype}" + "_masked" * masked
+            kernel = self._kernels.get(name) if BUILT_IN.get(cell.name) is cell else None
+            if kernel is None and self._schedule != "tuned":
+                raise ValueError(
+                    f"schedule: expected 'tuned' (or the backend halide-jit) for {cell} in {dtype}, "
+                    f"got {self._schedule!r}"
+                )
+            if kernel is None:
+                from .._compiler import compiled
+
+                kernel = compiled(direction, cell, dtype, masked)
+            self._found[key] = kernel
+        return kernel
+
+    def product(self, name: str, dtype: str) -> Kernel:
+        return self._kernels[f"{name}_{self._schedule}_{dtype}"]
 
 
 def load(schedule: str = "tuned") -> Backend:
@@ -123,13 +339,4 @@ def load(schedule: str = "tuned") -> Backend:
         raise BackendUnavailable(
             f"halide: the compiled kernels are missing ({reason}); install the package with 'pip install .'"
         ) from reason
-
-    def find(direction: str, cell: str, dtype: str) -> Kernel:
-        kernel: Kernel | None = kernels.get(f"{direction}_{cell}_{schedule}_{dtype}")
-        if kernel is None:
-            raise ValueError(
-                f"schedule: expected 'tuned' (or the backend halide-jit) for {cell} in {dtype}, got {schedule!r}"
-            )
-        return kernel
-
-    return HalideBackend("halide", schedule, find)
+    return HalideBackend("halide", schedule, Compiled(schedule, kernels))

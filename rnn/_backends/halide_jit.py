@@ -3,46 +3,25 @@
 from __future__ import annotations
 
 import ctypes
-import importlib
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .._compiler import pipeline
 from .._threads import get_num_threads
 from ..backend import BackendUnavailable
-from .base import Array, Backend
-from .halide import HalideBackend, Kernel, check_schedule
-
-GENERATORS = Path(__file__).parent.parent / "halide_gen"
-CLASSES = {"forward": "Forward", "bptt": "BPTT"}
-
+from ..cells import CellEquations
+from .base import Backend
+from .halide import HalideBackend, Kernel, Kernels, check_schedule
 
 @cache
-def _generator(direction: str) -> Any:
-    """The generator class of a pass. Generators are scripts in one flat folder that import each other by bare names, as
-    Halide's build runs them; those names are the folder's only while it is being imported."""
-    ours = {path.stem for path in GENERATORS.glob("*.py")}
-    hidden = {name: sys.modules.pop(name) for name in ours if name in sys.modules}
-    sys.path.insert(0, str(GENERATORS))
-    try:
-        return getattr(importlib.import_module(direction), CLASSES[direction])
-    finally:
-        sys.path.remove(str(GENERATORS))
-        for name in ours:
-            sys.modules.pop(name, None)
-        sys.modules.update(hidden)
-
-
-@cache
-def _compiled(direction: str, cell: str, schedule: str, dtype: str) -> Any:
+def _compiled(generator: str, cell: CellEquations | None, schedule: str, dtype: str, masked: bool) -> Any:
     import halide as hl
 
     with hl.GeneratorContext(hl.get_jit_target_from_environment()):
-        parameters = {"cell": cell, "schedule": schedule, "dtype": dtype}
-        return _generator(direction)(parameters).compile_to_callable()
+        return pipeline(generator, cell, schedule, dtype, masked).compile_to_callable()
 
 
 @cache
@@ -55,27 +34,43 @@ def _set_pool_size(threads: int) -> None:
     library._ZN6Halide8Internal16JITSharedRuntime15set_num_threadsEi(ctypes.c_int(threads))
 
 
+class Jit(Kernels):
+    """Compiled when they are first called."""
+
+    def __init__(self, schedule: str) -> None:
+        self._schedule = schedule
+
+    def recurrent(self, direction: str, cell: CellEquations, dtype: str, masked: bool) -> Kernel:
+        return self._kernel(direction, cell, dtype, masked)
+
+    def product(self, name: str, dtype: str) -> Kernel:
+        return self._kernel(name, None, dtype, False)
+
+    def _kernel(self, generator: str, cell: CellEquations | None, dtype: str, masked: bool) -> Kernel:
+        import halide as hl
+
+        def argument(value: Any) -> Any:
+            if isinstance(value, int):
+                return value
+            # hl.Buffer takes writable arrays only; it copies nothing, so those that are not are copied here
+            return hl.Buffer(value if value.flags.writeable else np.array(value, order="C"))
+
+        def call(*arguments: Any) -> None:
+            compiled = _compiled(generator, cell, self._schedule, dtype, masked)
+            threads = get_num_threads()
+            _set_pool_size(threads)
+            compiled(threads, *(argument(value) for value in arguments))
+
+        return call
+
+
 def load(schedule: str = "tuned") -> Backend:
     """The generators under a schedule. Raises ValueError for an unknown schedule, BackendUnavailable without Halide."""
     check_schedule(schedule)
     try:
-        import halide as hl
+        import halide  # noqa: F401
     except ImportError as reason:
         raise BackendUnavailable(
             f"halide-jit: needs Halide ({reason}); install it with 'pip install halide-rnn[jit]'"
         ) from reason
-
-    def buffer(array: Array) -> Any:
-        # hl.Buffer takes writable arrays only; it copies nothing, so those that are not are copied here
-        return hl.Buffer(array if array.flags.writeable else np.array(array, order="C"))
-
-    def find(direction: str, cell: str, dtype: str) -> Kernel:
-        def call(*arrays: Array) -> None:
-            compiled = _compiled(direction, cell, schedule, dtype)
-            threads = get_num_threads()
-            _set_pool_size(threads)
-            compiled(threads, *(buffer(array) for array in arrays))
-
-        return call
-
-    return HalideBackend("halide-jit", schedule, find)
+    return HalideBackend("halide-jit", schedule, Jit(schedule))

@@ -1,32 +1,73 @@
-"""NumPy as a backend, as fast as NumPy is: float32 and float64, no kernels needed."""
+"""NumPy as a backend: float32 and float64, no kernels needed. Fast where `baselines.numpy` has the cell, and for the rest
+the reference."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
+
+from ..backend import BackendUnavailable
 from ..baselines import numpy as fast
-from .base import Array, Backend, Gradients, Tape
+from ..baselines import recurrence
+from ..baselines.cells import CELLS
+from ..cells import CellEquations
+from .base import Array, Backend, Gradients, Tape, Walk
 
 
 class NumpyBackend:
     name = "numpy"
     schedule: str | None = None
 
-    def forward(self, cell: str, x: Array, h0: Array, weights: Mapping[str, Array]) -> Tape:
-        states, output = fast.forward(cell, x, h0, weights)
-        return Tape((states,), (), output)
+    def forward(
+        self, cell: CellEquations, x: Array, initial: Sequence[Array], weights: Mapping[str, Array], walk: Walk
+    ) -> Tape:
+        if _is_fast(cell, walk):
+            states, output = fast.forward(cell.name, x, initial[0], weights)
+            return Tape((states,), (), output)
+        run = recurrence.forward(_known(cell), x, tuple(initial), weights, **_options(walk))
+        return Tape(run.states, run.kept, run.output)
 
     def bptt(
         self,
-        cell: str,
+        cell: CellEquations,
         x: Array,
         weights: Mapping[str, Array],
         tape: Tape,
         d_output: Array,
-        d_state: Array | None,
+        d_last: Sequence[Array | None],
+        walk: Walk,
     ) -> Gradients:
-        gradients = fast.bptt(cell, x, weights, tape.states[0], d_output, d_state)
-        return Gradients(gradients.weights, gradients.x, gradients.initial[0])
+        if _is_fast(cell, walk):
+            gradients = fast.bptt(cell.name, x, weights, tape.states[0], d_output, d_last[0])
+            return Gradients(gradients.weights, gradients.x, gradients.initial)
+        last = tuple(np.zeros(tape.states[0].shape[1:], x.dtype) if d is None else d for d in d_last)
+        back = recurrence.bptt(
+            _known(cell), x, weights, tape.states, tape.kept, d_output, last, **_options(walk)
+        )
+        return Gradients(back.weights, back.x, back.initial)
+
+    def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        return recurrence.affine(x, weight, bias)
+
+    def linear_bptt(self, x: Array, weight: Array, d_output: Array) -> tuple[Array, Array, Array]:
+        return recurrence.affine(d_output, weight.T), recurrence.outer(d_output, x), d_output.sum(axis=(0, 1))
+
+
+def _is_fast(cell: CellEquations, walk: Walk) -> bool:
+    return cell.name in fast.CELLS and walk.is_plain
+
+
+def _known(cell: CellEquations) -> Any:
+    if cell.name not in CELLS:
+        raise BackendUnavailable(f"numpy: expected one of the cells {', '.join(CELLS)}, got {cell.name}")
+    return CELLS[cell.name]
+
+
+def _options(walk: Walk) -> dict[str, Any]:
+    """The reference's names for them."""
+    return walk._asdict() | {"reset": None if walk.reset is None else walk.reset.astype(bool)}
 
 
 def load(schedule: str | None = None) -> Backend:

@@ -1,0 +1,79 @@
+"""The generator of what BPTT's deltas give: the gradients of the weights and of the input, one pipeline for any cell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import halide as hl
+from blocks import starts_at_zero
+from matmul import Projection, Weight, outer_sum, project, row_sum
+from schedules import schedule
+
+
+@hl.generator(name="gradients")
+class Gradients:
+    """Sums over all T N rows of outer products of deltas and what they were multiplied by, and W_ih^T delta.
+
+    Shapes are NumPy's; a buffer's dimensions come in the reverse order. A and B rows of W_ih and W_hh, D sums; T, N >= 1.
+    """
+
+    schedule = hl.GeneratorParam("tuned")
+    dtype = hl.GeneratorParam("float32")
+
+    def configure(self: Any) -> None:
+        dtype = {"float32": hl.Float(32), "float64": hl.Float(64)}[self.dtype]
+        self.add_input("threads", hl.InputScalar(hl.Int(32)))
+        self.add_input("x", hl.InputBuffer(dtype, 3))  # (T, N, I)
+        self.add_input("weight_ih", hl.InputBuffer(dtype, 2))  # (A, I)
+        self.add_input("d_input", hl.InputBuffer(dtype, 3))  # (T, N, A), of W_ih x
+        self.add_input("previous", hl.InputBuffer(dtype, 3))  # (T, N, H), the states before each step
+        self.add_input("d_hidden", hl.InputBuffer(dtype, 3))  # (T, N, B), of W_hh h
+        self.add_input("states", hl.InputBuffer(dtype, 3))  # (T, N, H), those after each step
+        self.add_input("d_output", hl.InputBuffer(dtype, 3))  # (T, N, O), of W_ho h
+        self.add_input("deltas", hl.InputBuffer(dtype, 3))  # (T, N, D), whatever else is to be summed up
+        self.add_output("d_x", hl.OutputBuffer(dtype, 3))  # (T, N, I)
+        self.add_output("d_weight_ih", hl.OutputBuffer(dtype, 2))  # (A, I)
+        self.add_output("d_weight_hh", hl.OutputBuffer(dtype, 2))  # (B, H)
+        self.add_output("d_weight_ho", hl.OutputBuffer(dtype, 2))  # (O, H)
+        self.add_output("d_bias_o", hl.OutputBuffer(dtype, 1))  # (O,)
+        self.add_output("sums", hl.OutputBuffer(dtype, 1))  # (D,)
+
+    def generate(self: Any) -> None:
+        g = self
+        starts_at_zero(g.x, g.weight_ih, g.d_input, g.previous, g.d_hidden, g.states, g.d_output, g.deltas)
+        starts_at_zero(g.d_x, g.d_weight_ih, g.d_weight_hh, g.d_weight_ho, g.d_bias_o, g.sums)
+        dtype = g.x.type()
+        plan = schedule(g.schedule, g.target(), dtype)
+        I, N, T = (g.x.dim(i).extent() for i in range(3))
+        A, B, O, D, H = (b.dim(0).extent() for b in (g.d_input, g.d_hidden, g.d_output, g.deltas, g.previous))
+        zero, a = hl.cast(dtype, 0), hl.Var("a")
+
+        # ---- algorithm
+        projection = Projection(
+            start=lambda _, i, n, t: zero,
+            weight=Weight(lambda _, k, i: g.weight_ih[i, k], rows_of_k=False),
+            factor=lambda k, n, t: g.d_input[k, n, t],
+            extent=A,
+        )
+        project(g.d_x, "dx", projection, I, N, T, plan)
+
+        def value(buffer: Any) -> Any:
+            return lambda i, n, t: buffer[i, n, t]
+
+        outer_sum(g.d_weight_ih, "dw_ih", value(g.d_input), value(g.x), A, I, N, T, plan, transposed=True)
+        outer_sum(g.d_weight_hh, "dw_hh", value(g.previous), value(g.d_hidden), H, B, N, T, plan)
+        outer_sum(g.d_weight_ho, "dw_ho", value(g.states), value(g.d_output), H, O, N, T, plan)
+        sums, d_bias_o = (
+            row_sum("sums_of", value(g.deltas), D, N, T, plan),
+            row_sum("db_o", value(g.d_output), O, N, T, plan),
+        )
+        g.sums[a] = sums[a]
+        g.d_bias_o[a] = d_bias_o[a]
+
+        # ---- schedule
+        for gradient in (g.sums, g.d_bias_o):
+            gradient.vectorize(a, plan.lanes, hl.TailStrategy.GuardWithIf)
+
+
+if __name__ == "__main__":
+    hl.main()
