@@ -95,9 +95,9 @@ def test_pytorch_there_and_back_is_the_same_layer(cell: str, stack: dict[str, An
         cell, state | {"c.weight": 1}, prefix="a.", readout_prefix="b." if "output_size" in stack else None
     )
     same(layer, back)
-    assert not any(
-        np.shares_memory(array, state[f"a.{name}"]) for name, array in back.weights.items() if "o" not in name
-    )
+    for name in ("weight_ih_l0", "weight_hh_l0"):
+        assert not np.shares_memory(state[f"a.{name}"], layer.weights[name])
+        assert not np.shares_memory(state[f"a.{name}"], back.weights[name])
 
 
 @pytest.mark.parametrize("cell", pytorch.CELLS)
@@ -485,6 +485,23 @@ def test_unlike_nodes_become_layers_of_their_own() -> None:
     )
 
 
+def test_nodes_with_other_lengths_are_layers_of_their_own() -> None:
+    nodes = [node("LSTM", "X W R _ V", "Y1"), node("Squeeze", "Y1 one", "S1"), node("LSTM", "S1 W1 R", "Y")]
+    assert len(rnn.onnx.from_model(chain(*nodes, extra=AXES))) == 2
+    nodes[0].input[4] = ""
+    (layer,) = rnn.onnx.from_model(chain(*nodes, extra=AXES))
+    assert layer.config()["num_layers"] == 2
+
+
+def test_rows_of_a_forget_gate_that_is_not_there_are_zero() -> None:
+    model = rnn.onnx.to_model(make("lstm_peephole_coupled"))
+    written = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    for name in ("W_l0", "R_l0", "B_l0", "P_l0"):
+        i, _, f, *_ = np.split(written[name], written[name].shape[1] // 4, axis=1)
+        assert i.all()
+        assert not f.any()
+
+
 def test_a_node_with_clip_becomes_a_layer_of_its_own_cell_and_a_node_again() -> None:
     attributes: dict[str, Any] = {"activations": ["HardSigmoid", "Tanh", "Elu"], "activation_alpha": [0.3], "clip": 0.3}
     model = chain(node("LSTM", "X W R", "Y", hidden_size=4, **attributes))
@@ -517,6 +534,11 @@ MIXED = ["Sigmoid", "Tanh", "Tanh", "Sigmoid", "Relu", "Tanh"]
         ([("LSTM", "X W R _ L", "Y")], "Y", "sequence_lens: expected an input of the graph"),
         ([LSTM_NODE, ("Squeeze", "Y1 one", "S"), ("LSTM", "S W1 R", "Y")], "Y S", "output 'S': expected the last"),
         ([LSTM_NODE, ("LSTM", "X W R", "Y")], "Y", "X: expected the output of the recurrent node before it"),
+        (
+            [LSTM_NODE, ("Squeeze", "Y1 one", "S"), ("LSTM", "S W1 R", "Y", {"layout": 1})],
+            "Y",
+            "X: expected the output",
+        ),
         ([("Split", "X", "A B", {"axis": 2}), ("LSTM", "A W R", "Y")], "Y", "X: expected the output"),
         ([("Transpose", "X", "A", {"perm": [2, 1, 0]}), ("LSTM", "A W R", "Y")], "Y", "Transpose node"),
         ([LSTM_NODE, ("Add", "Y1 M", "Y")], "Y", "Add node 'my Add': expected only what joins"),
