@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 import rnn
 import rnn.interchange
 from rnn.interchange import NotCarried, _layers, keras, pytorch
+from rnn.interchange._cells import ACTIVATIONS, Activation, NodeCell, equations
 
 onnx = pytest.importorskip("onnx")
 import rnn.interchange.onnx as from_to_onnx  # noqa: E402
@@ -56,9 +57,9 @@ def _layers_there_or_not(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(_layers, "constructor", lambda name: getattr(stand_in_layers, name))
     if not hasattr(rnn, "cell"):
         cells = types.ModuleType("rnn.cells")
-        vars(cells).update(vars(stand_in_layers.functions), cell=stand_in_layers.cell)
+        vars(cells).update(vars(stand_in_layers.functions))
         monkeypatch.setitem(sys.modules, "rnn.cells", cells)
-        monkeypatch.setattr(rnn, "cells", cells, raising=False)
+        monkeypatch.setattr(rnn, "cell", stand_in_layers.cell, raising=False)
     yield
     _layers.own_cell.cache_clear()
 
@@ -692,6 +693,25 @@ def test_random_attributes_against_onnxruntime(seed: int) -> None:
         if name != "Y" and empty.any():  # its state after no steps is 0, whatever it was before
             ours, theirs = ours[:, ~empty], theirs[:, ~empty]
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5, err_msg=f"{name}\n{made}")
+
+
+def test_equations_of_nodes_are_those_of_our_cells_and_use_every_gate() -> None:
+    cells = pytest.importorskip("rnn.cells")
+    if not hasattr(cells, "CellEquations"):
+        pytest.skip("no language of cells here yet")
+    for name in OPTIONS:
+        made = cells.CellEquations(name, equations(NodeCell.named(name), cells)())
+        assert made.digest == cells.BUILT_IN[name].digest
+        assert NodeCell.named(name).name == name
+    seen = set()
+    for op, count in (("RNN", 1), ("LSTM", 3), ("GRU", 2)):
+        for name, formula in ACTIVATIONS.items():
+            for number in (0.0, 0.5) if formula.takes else (0.0,):
+                cell = NodeCell(op, (Activation(name, number, number),) * count, clip=1.0)
+                made = cells.CellEquations(op, equations(cell, cells)())
+                assert "".join(made.plain.inputs) == "".join(made.plain.hidden) == cell.gates
+                seen.add(made.digest)
+    assert len(seen) == 3 * (len(ACTIVATIONS) + sum(bool(formula.takes) for formula in ACTIVATIONS.values()))
 
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])

@@ -93,11 +93,11 @@ ACTIVATIONS: dict[str, Formula] = {  # comparisons are written so that NaN stays
     "Relu": Formula(lambda m, x, a, b: m.relu(x)),
     "Tanh": Formula(lambda m, x, a, b: m.tanh(x)),
     "Sigmoid": Formula(lambda m, x, a, b: m.sigmoid(x)),
-    "Affine": Formula(lambda m, x, a, b: a * x + b, "ab", (1.0, 0.0)),
+    "Affine": Formula(lambda m, x, a, b: _scaled(m, a, x) + b, "ab", (1.0, 0.0)),
     "LeakyRelu": Formula(lambda m, x, a, b: m.where(x < 0, a * x, x), "a", (0.01,)),
     "ThresholdedRelu": Formula(lambda m, x, a, b: m.where(x < a, 0.0, x), "a", (1.0,)),
-    "ScaledTanh": Formula(lambda m, x, a, b: a * m.tanh(b * x), "ab"),
-    "HardSigmoid": Formula(lambda m, x, a, b: _bound(m, a * x + b, 0.0, 1.0), "ab", (0.2, 0.5)),
+    "ScaledTanh": Formula(lambda m, x, a, b: _scaled(m, a, m.tanh(_scaled(m, b, x))), "ab"),
+    "HardSigmoid": Formula(lambda m, x, a, b: _bound(m, _scaled(m, a, x) + b, 0.0, 1.0), "ab", (0.2, 0.5)),
     "Elu": Formula(lambda m, x, a, b: m.where(x < 0, a * (m.exp(m.where(x > 0, 0.0, x)) - 1), x), "a", (1.0,)),
     "Softsign": Formula(lambda m, x, a, b: x / (1 + abs(x))),
     "Softplus": Formula(lambda m, x, a, b: m.relu(x) + m.log(1 + m.exp(-abs(x)))),
@@ -150,6 +150,11 @@ def _function(m: Any, activation: Activation) -> Squash:
 
 def _clipped(m: Any, function: Squash, clip: float | None) -> Squash:
     return function if clip is None else lambda x: function(_bound(m, x, -clip, clip))
+
+
+def _scaled(m: Any, a: float, x: Any) -> Any:
+    """a * x, and for a = 0 still made of x: a gate that nothing sees would be none, and have no rows of weights."""
+    return a * x if a else m.where(x < x, x, 0.0)
 
 
 def _bound(m: Any, x: Any, low: float, high: float) -> Any:

@@ -61,8 +61,8 @@ class Layer(Protocol):
     weights: dict[str, Array]
 
     def config(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state_dict: dict[str, Array]) -> None: ...
-    def forward(self, x: Array, state: Any = None, *, lengths: Array | None = None) -> Run: ...
+    def load_state_dict(self, state_dict: dict[str, Array], /) -> None: ...
+    def forward(self, x: Array, state: Any = None, /, *, lengths: Array | None = None) -> Run: ...
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ def constructor(name: str) -> Callable[..., Layer]:
 @functools.cache
 def own_cell(cell: NodeCell) -> Callable[..., Layer]:
     """A class like `rnn.LSTM` of a cell that isn't built in; compiled once for the same attributes."""
-    cells = importlib.import_module("rnn.cells")
-    made: Callable[..., Layer] = cells.cell(equations(cell, cells))
+    functions, package = importlib.import_module("rnn.cells"), importlib.import_module("rnn")
+    made: Callable[..., Layer] = package.cell(equations(cell, functions))
     _own_cells[made] = cell
     return made
 
