@@ -114,7 +114,7 @@ class Forward:
             width=H,
             rows=N,
             steps=T,
-            lean=len(cell.sums) > 1,
+            lean=len(cell.sums) > 1 or cell.masked or not cell.hidden,
             ahead=0,
             places=places(),
             projection=Projection(

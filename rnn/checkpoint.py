@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._files import write_atomically
-from .layers import RNN
+from .layers import Layer
 
 __all__ = ["Checkpoint", "CheckpointError", "load", "save"]
 
@@ -39,7 +39,7 @@ class CheckpointError(ValueError):
 class Checkpoint:
     """What a file holds. Those written by `fit` have the optimizer's `config()` and state, and the curves."""
 
-    layer: RNN
+    layer: Layer
     metadata: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] | None = None
     optimizer_state: Tensors = field(default_factory=dict)
@@ -47,14 +47,14 @@ class Checkpoint:
     history: dict[str, list[float]] = field(default_factory=dict)
 
 
-def save(path: str | os.PathLike[str], layer: RNN, *, metadata: Mapping[str, Any] | None = None) -> None:
+def save(path: str | os.PathLike[str], layer: Layer, *, metadata: Mapping[str, Any] | None = None) -> None:
     """Write a layer (weights and configuration) and `metadata` (JSON values) of your own to `path`.
 
     The file there is replaced at once or not at all. Raises OSError, or TypeError/ValueError if metadata
     isn't JSON.
     """
-    if not isinstance(layer, RNN):
-        raise TypeError(f"layer: expected an RNN, got {type(layer).__name__}")
+    if not isinstance(layer, Layer):
+        raise TypeError(f"layer: expected a layer, got {type(layer).__name__}")
     write(path, Checkpoint(layer, json_object("metadata", metadata or {})))
 
 
@@ -62,7 +62,7 @@ def write(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
     """Write all of a checkpoint to `path`, atomically. Raises as `save`."""
     from safetensors.numpy import save as to_bytes  # here, so that `import rnn` stays light
 
-    layer = RNN.from_weights(
+    layer = Layer.from_weights(
         checkpoint.layer.config(), checkpoint.layer.weights
     )  # names, shapes, dtypes as they should
     tensors: Tensors = dict(layer.weights)
@@ -153,7 +153,7 @@ def _parse(data: bytes) -> Checkpoint:
     try:
         config = json.loads(text)
         parts = _split(tensors)
-        layer = RNN.from_weights(config["layer"], parts[""])
+        layer = Layer.from_weights(config["layer"], parts[""])
         return Checkpoint(
             layer=layer,
             metadata=dict(config["metadata"]),

@@ -235,6 +235,11 @@ class Layer:
                 shapes["bias_hh"] = (cell.hidden * H,)
         return shapes | {name: (H,) for name in cell.vectors}
 
+    @property
+    def is_random(self) -> bool:
+        """Whether training draws random numbers."""
+        return bool((self.dropout and self.num_layers > 1) or self.recurrent_dropout or any(self.zoneout))
+
     # ---- forward
 
     def forward(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from . import _check
 from . import checkpoint as checkpoints
 from ._backends.base import Array
-from .layers import RNN
+from .layers import Layer
 from .losses import Loss
 from .optim import Optimizer, global_norm
 from .optim import clip_norm as clip
@@ -58,14 +58,14 @@ class Progress(NamedTuple):
     finished: bool
     """Whether this is the call at the end of the epoch; `history` has it as its last entry then."""
     history: History
-    layer: RNN
+    layer: Layer
 
 
 Callback = Callable[[Progress], None]
 
 
 def fit(
-    layer: RNN,
+    layer: Layer,
     sequences: Sequence[Pair],
     loss: Loss,
     optimizer: Optimizer,
@@ -90,8 +90,8 @@ def fit(
                  and Peng, "An efficient gradient-based algorithm for on-line training of recurrent network
                  trajectories", 1990); None: the whole sequence
     clip_norm    the largest L2 norm of a step's gradients, see `optim.clip_norm`; None: any
-    rng          seed or Generator that deals the lanes and shuffles the batches anew each epoch; None: the
-                 order is fixed
+    rng          seed or Generator that deals the lanes and shuffles the batches anew each epoch, and from
+                 which come dropout and zoneout; None: the order is fixed
     validation   further pairs, whose loss is taken after each epoch
     patience     stop after so many epochs in a row without a new best validation loss
     callbacks    each is called with a `Progress`, after each batch and each epoch
@@ -103,8 +103,8 @@ def fit(
     Raises TypeError or ValueError naming the argument, TrainingDiverged naming epoch and batch,
     CheckpointError and OSError for the file.
     """
-    if not isinstance(layer, RNN):
-        raise TypeError(f"layer: expected an RNN, got {type(layer).__name__}")
+    if not isinstance(layer, Layer):
+        raise TypeError(f"layer: expected a layer, got {type(layer).__name__}")
     if not callable(loss):
         raise TypeError(f"loss: expected a function of (output, target), got {type(loss).__name__}")
     epochs = _check.size("epochs", epochs)
@@ -123,6 +123,8 @@ def fit(
     if resume and checkpoint is None:
         raise ValueError("resume: expected the file to resume from as checkpoint, got checkpoint=None")
     rng = None if rng is None else _check.generator("rng", rng)
+    if rng is None and layer.is_random:
+        raise ValueError("rng: expected a seed or a Generator for a layer with dropout or zoneout, got None")
     if checkpoint is not None and not Path(checkpoint).absolute().parent.is_dir():
         raise FileNotFoundError(f"checkpoint: expected an existing folder to write in, got {os.fspath(checkpoint)!r}")
     metadata = checkpoints.json_object("metadata", metadata or {})
@@ -134,7 +136,7 @@ def fit(
 
     def write() -> None:
         if checkpoint is not None:
-            stored = RNN.from_weights(layer.config(), done.weights)
+            stored = Layer.from_weights(layer.config(), done.weights)
             training = settings | done.position()
             curves = {"loss": history.loss, "validation": history.validation, "seconds": history.seconds}
             whole = checkpoints.Checkpoint(stored, metadata, optimizer.config(), done.optimizer, training, curves)
@@ -148,6 +150,7 @@ def fit(
         while done.epoch < epochs and not _stalled(history.validation, patience):
             epoch = done.epoch + 1
             batches = _batches(sequences, batch_size, rng)
+            noise = int(rng.integers(2**62)) if rng is not None and layer.is_random else None
             batch, mean = done.batch, done.mean()
             for batch, (which, lanes, size) in enumerate(batches[done.batch :], done.batch + 1):
                 x, target = sequences[which]
@@ -161,6 +164,7 @@ def fit(
                     optimizer,
                     bptt_steps,
                     clip_norm,
+                    None if noise is None else np.random.default_rng([noise, batch]),
                     place,
                 )
                 seconds = time.perf_counter() - start
@@ -183,7 +187,7 @@ def fit(
     return history
 
 
-def evaluate(layer: RNN, sequences: Sequence[Pair], loss: Loss) -> float:
+def evaluate(layer: Layer, sequences: Sequence[Pair], loss: Loss) -> float:
     """Mean loss over pairs (x (T, N, I), target), each counted by its T*N. Raises as `fit`."""
     total, weight = 0.0, 0
     for x, target in _pairs("sequences", sequences, layer):
@@ -207,7 +211,7 @@ class _Point:
     weight: int = 0
     seconds: float = 0.0
 
-    def after(self, layer: RNN, optimizer: Optimizer, mean: float, weight: int, seconds: float) -> _Point:
+    def after(self, layer: Layer, optimizer: Optimizer, mean: float, weight: int, seconds: float) -> _Point:
         return replace(
             self,
             weights=dict(layer.weights),
@@ -252,13 +256,14 @@ def _take(array: NDArray[Any], lanes: slice | NDArray[np.intp]) -> NDArray[Any]:
 
 
 def _train(
-    layer: RNN,
+    layer: Layer,
     x: Array,
     target: NDArray[Any],
     loss: Loss,
     optimizer: Optimizer,
     bptt_steps: int | None,
     clip_norm: float | None,
+    rng: np.random.Generator | None,
     place: str,
 ) -> float:
     """One pass over a batch, one optimizer step a chunk of `bptt_steps`. Returns the mean loss."""
@@ -266,7 +271,7 @@ def _train(
     chunk = bptt_steps or steps
     for start in range(0, steps, chunk):
         part = slice(start, start + chunk)
-        run = layer.forward(x[part], state)
+        run = layer.forward(x[part], state, rng=rng)
         value, d_output = loss(run.output, target[part])
         if not math.isfinite(value):
             raise TrainingDiverged(
@@ -292,7 +297,7 @@ def _stalled(validation: list[float], patience: int | None) -> bool:
     return len(validation) - 1 - best >= patience
 
 
-def _pairs(name: str, sequences: Sequence[Pair], layer: RNN) -> Sequence[Pair]:
+def _pairs(name: str, sequences: Sequence[Pair], layer: Layer) -> Sequence[Pair]:
     if not isinstance(sequences, list | tuple):
         raise TypeError(f"{name}: expected a list of pairs (x, target), got {type(sequences).__name__}")
     if not sequences:
@@ -327,7 +332,7 @@ def _random_state(rng: np.random.Generator | None) -> dict[str, Any] | None:
 def _resume(
     path: str | os.PathLike[str],
     settings: dict[str, Any],
-    layer: RNN,
+    layer: Layer,
     optimizer: Optimizer,
     rng: np.random.Generator | None,
     history: History,

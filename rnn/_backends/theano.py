@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,8 @@ from ..backend import BackendUnavailable
 from ..baselines import theano_environment
 from ..baselines.remote import Answer, Remote
 from . import numpy as reference
-from .base import Array, Backend, Gradients, Tape
+from ..cells import CellEquations
+from .base import Array, Backend, Gradients, Tape, Walk
 
 WORKER = Path(baselines.__file__).with_name("theano_worker.py")
 
@@ -40,23 +41,40 @@ class TheanoBackend:
         os.register_at_fork(after_in_child=self._forget)
         atexit.register(self._close)
 
-    def forward(self, cell: str, x: Array, h0: Array, weights: Mapping[str, Array]) -> Tape:
+    def forward(
+        self, cell: CellEquations, x: Array, initial: Sequence[Array], weights: Mapping[str, Array], walk: Walk
+    ) -> Tape:
+        _expect(cell, walk)
         if _is_empty(x, weights):
-            return self._empty.forward(cell, x, h0, weights)
-        answer = self._ask("forward", cell, {"x": x, "h0": h0, **weights})
+            return self._empty.forward(cell, x, initial, weights, walk)
+        (h0,) = initial
+        answer = self._ask("forward", cell.name, {"x": x, "h0": h0, **weights})
         states = np.concatenate([h0[np.newaxis], answer.arrays["states"]])
         return Tape((states,), (), answer.arrays["output"] if "weight_ho" in weights else states[1:])
 
     def bptt(
-        self, cell: str, x: Array, weights: Mapping[str, Array], tape: Tape, d_output: Array, d_state: Array | None
+        self,
+        cell: CellEquations,
+        x: Array,
+        weights: Mapping[str, Array],
+        tape: Tape,
+        d_output: Array,
+        d_last: Sequence[Array | None],
+        walk: Walk,
     ) -> Gradients:
         if _is_empty(x, weights):
-            return self._empty.bptt(cell, x, weights, tape, d_output, d_state)
-        (states,) = tape.states
-        d_last = np.zeros_like(states[-1]) if d_state is None else d_state
-        answer = self._ask("bptt", cell, {"x": x, "states": states, "d_output": d_output, "d_last": d_last, **weights})
+            return self._empty.bptt(cell, x, weights, tape, d_output, d_last, walk)
+        (states,), (d_state,) = tape.states, d_last
+        last = np.zeros_like(states[-1]) if d_state is None else d_state
+        answer = self._ask("bptt", cell.name, {"x": x, "states": states, "d_output": d_output, "d_last": last, **weights})
         found = answer.arrays
-        return Gradients({name: found[name] for name in weights}, found["x"], found["h0"])
+        return Gradients({name: found[name] for name in weights}, found["x"], (found["h0"],))
+
+    def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        return self._empty.linear(x, weight, bias)
+
+    def linear_bptt(self, x: Array, weight: Array, d_output: Array) -> tuple[Array, Array, Array]:
+        return self._empty.linear_bptt(x, weight, d_output)
 
     def _ask(self, do: str, cell: str, arrays: Mapping[str, Array]) -> Answer:
         with self._lock:
@@ -76,6 +94,14 @@ class TheanoBackend:
     def _close(self) -> None:
         if self._remote is not None:
             self._remote.close()
+
+
+def _expect(cell: CellEquations, walk: Walk) -> None:
+    """Raises BackendUnavailable for what its graphs don't have."""
+    if not cell.name.startswith("rnn_"):
+        raise BackendUnavailable(f"theano: expected the cell of an rnn.RNN, got {cell.name}")
+    if not walk.is_plain:
+        raise BackendUnavailable("theano: expected whole rows, forward in time, without masks")
 
 
 def _is_empty(x: Array, weights: Mapping[str, Array]) -> bool:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
-import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import _check, layers
+from .. import _check, cells, layers
 from .._backends.base import Array
+from ..layers import Layer
 from ._cells import NodeCell, equations
 
 GATES = {
@@ -46,25 +46,6 @@ class NotCarried(ValueError):
     """One side has no word for what the other says. The message names it."""
 
 
-class Run(Protocol):
-    """What a layer's forward pass returns, as far as it matters here."""
-
-    @property
-    def output(self) -> Array: ...
-    @property
-    def state(self) -> Any: ...
-
-
-class Layer(Protocol):
-    """A layer, as far as it matters here."""
-
-    weights: dict[str, Array]
-
-    def config(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state_dict: dict[str, Array], /) -> None: ...
-    def forward(self, x: Array, state: Any = None, /, *, lengths: Array | None = None) -> Run: ...
-
-
 @dataclass(frozen=True)
 class Sizes:
     """All that a layer is besides its cell and its weights. `directions` is 1 or 2, `reverse` for 1 alone."""
@@ -88,17 +69,10 @@ class Taken(NamedTuple):
     weights: dict[str, Array]
 
 
-def constructor(name: str) -> Callable[..., Layer]:
-    """The class `rnn.<name>`."""
-    made: Callable[..., Layer] = getattr(layers, name)
-    return made
-
-
 @functools.cache
-def own_cell(cell: NodeCell) -> Callable[..., Layer]:
+def own_cell(cell: NodeCell) -> type[Layer]:
     """A class like `rnn.LSTM` of a cell that isn't built in; compiled once for the same attributes."""
-    functions, package = importlib.import_module("rnn.cells"), importlib.import_module("rnn")
-    made: Callable[..., Layer] = package.cell(equations(cell, functions))
+    made = layers.cell(equations(cell, cells))
     _own_cells[made] = cell
     return made
 
@@ -106,12 +80,12 @@ def own_cell(cell: NodeCell) -> Callable[..., Layer]:
 _own_cells: dict[Any, NodeCell] = {}
 
 
-def make(cell: str | Callable[..., Layer], sizes: Sizes, weights: Mapping[str, Array]) -> Layer:
+def make(cell: str | type[Layer], sizes: Sizes, weights: Mapping[str, Array]) -> Layer:
     """A layer of this cell (a name out of GATES, or the class of an own cell) with copies of these weights."""
     options: dict[str, Any] = {}
     if isinstance(cell, str):
         name, options = _CONSTRUCTORS[cell]
-        cell = constructor(name)
+        cell = layers.layer_class(name)
     layer = cell(
         input_size=sizes.input_size,
         hidden_size=sizes.hidden_size,

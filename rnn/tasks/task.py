@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._memory import empty
-from ..layers import RNN
+from ..layers import Layer
 from ..losses import sum_of_squares
 from ..training import Pair
 from .data import DataError, Values
@@ -97,7 +97,7 @@ def sample(name: str, x: Values, lag: int, shape: tuple[int, int]) -> Sample:
     return Sample(name, x, target, shape)
 
 
-def output(layer: RNN, x: Values) -> Values:
+def output(layer: Layer, x: Values) -> Values:
     """What the layer makes of x (T, N, I), whatever N."""
     parts = [
         layer.forward(np.ascontiguousarray(x[:, lane : lane + LANES])).output for lane in range(0, x.shape[1], LANES)

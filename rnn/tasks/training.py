@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._backends.base import Array
-from ..layers import RNN
+from ..layers import RNN, Layer
 from ..optim import Adam
 from ..training import Callback, History, fit
 from .data import MOST_FRAMES, Picture, Values, Video, read_video, sample_pictures, sample_videos, split
@@ -106,9 +106,9 @@ def _check_mode(task: str, mode: str) -> None:
         raise ValueError(f"mode: expected {' or '.join(MODES[task])} for the task {task}, got {mode!r}")
 
 
-def make_layer(task: Task, hidden: int, seed: int) -> RNN:
+def make_layer(task: Task, hidden: int, seed: int) -> Layer:
     """A tanh layer with a readout that starts at 0, as do the biases: the first answer is "nothing changes"."""
-    layer = RNN(task.width, hidden, task.width, seed=seed)
+    layer = RNN(task.width, hidden, output_size=task.width, seed=seed)
     for name, weight in layer.weights.items():
         if name == "weight_ho" or name.startswith("bias"):
             layer.weights[name] = np.zeros_like(weight)
@@ -142,7 +142,7 @@ class CosineAdam(Adam):
 
 
 def train(
-    layer: RNN,
+    layer: Layer,
     task: Task,
     how: Recipe,
     seed: int,
@@ -182,7 +182,7 @@ class Result(NamedTuple):
     """What the layer made of each, (T, N, O)."""
 
 
-def judge(layer: RNN, task: Task) -> Result:
+def judge(layer: Layer, task: Task) -> Result:
     """Run the layer over all that was held out."""
     outputs = [output(layer, sample.x) for sample in task.test]
     targets = [sample.target for sample in task.test]
