@@ -34,6 +34,7 @@ class Forward:
         dtype = {"float32": hl.Float(32), "float64": hl.Float(64)}[self.dtype]
         self.add_input("threads", hl.InputScalar(hl.Int(32)))
         self.add_input("reverse", hl.InputScalar(hl.Int(32)))
+        self.add_input("first", hl.InputScalar(hl.Int(32)))  # 1: the tape, forward in time, is without the initial states
         self.add_input("lengths", hl.InputBuffer(hl.Int(32), 1))  # (N,)
         self.add_input("x", hl.InputBuffer(dtype, 3))  # (T, N, I)
         self.add_input("initial", hl.InputBuffer(dtype, 3))  # (S, N, H)
@@ -135,7 +136,7 @@ class Forward:
 
         def copied(recurrence: Recurrence, j: hl.Expr, n: hl.Expr, i: hl.Expr) -> list[hl.Expr]:
             row = inside(n, N)
-            s = walk.mirrored(i, row)
+            s = walk.mirrored(i + hl.select(g.reverse != 0, 0, g.first), row)
             slot = hl.clamp(s, 0, T)
             values = [recurrence.value(place, j, n, slot) for place in frame.columns]
             return [hl.select(walk.made(s, row), value, constant(0, value)) for value in values]

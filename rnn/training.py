@@ -25,6 +25,7 @@ from .optim import clip_norm as clip
 __all__ = ["History", "Progress", "TrainingDiverged", "evaluate", "fit"]
 
 Pair = tuple[Array, NDArray[Any]]
+Encode = Callable[[NDArray[Any]], Array]
 
 
 class TrainingDiverged(ArithmeticError):
@@ -81,6 +82,7 @@ def fit(
     checkpoint: str | os.PathLike[str] | None = None,
     metadata: Mapping[str, Any] | None = None,
     resume: bool = False,
+    encode: Encode | None = None,
 ) -> History:
     """Train `layer` in place for `epochs` epochs in all, and return the curves.
 
@@ -92,11 +94,14 @@ def fit(
     clip_norm    the largest L2 norm of a step's gradients, see `optim.clip_norm`; None: any
     rng          seed or Generator that deals the lanes and shuffles the batches anew each epoch, and from
                  which come dropout and zoneout; None: the order is fixed
-    validation   further pairs, whose loss is taken after each epoch
+    validation   further pairs, whose loss is taken after each epoch, as `evaluate` does with steps=bptt_steps
     patience     stop after so many epochs in a row without a new best validation loss
     callbacks    each is called with a `Progress`, after each batch and each epoch
     checkpoint   file to be written after each epoch and on Ctrl-C; `metadata` (JSON values) goes into it
     resume       go on from that file, with the same bits as if there had been no interruption
+    encode       makes x (t, n, I) from a piece (t, n, ...) of what the pairs hold in its place, so that what is much
+                 larger than the data, such as one-hot vectors, is there for `bptt_steps` steps of a batch at a time;
+                 None: the pairs hold x itself
 
     Ctrl-C (KeyboardInterrupt) goes on to the caller; layer and optimizer are back at the last finished batch.
 
@@ -112,10 +117,10 @@ def fit(
         "batch_size": None if batch_size is None else _check.size("batch_size", batch_size, 1),
         "bptt_steps": None if bptt_steps is None else _check.size("bptt_steps", bptt_steps, 1),
         "clip_norm": None if clip_norm is None else _check.number("clip_norm", clip_norm, 0, open_low=True),
-        "sequences": _fingerprint(_pairs("sequences", sequences, layer)),
+        "sequences": _fingerprint(_pairs("sequences", sequences, layer, encode)),
     }
     if validation is not None:
-        _pairs("validation", validation, layer)
+        _pairs("validation", validation, layer, encode)
     if patience is not None:
         _check.size("patience", patience, 1)
         if validation is None:
@@ -166,13 +171,14 @@ def fit(
                     clip_norm,
                     None if noise is None else np.random.default_rng([noise, batch]),
                     place,
+                    encode,
                 )
                 seconds = time.perf_counter() - start
                 done = done.after(layer, optimizer, mean, len(x) * size, seconds)
                 mean = done.mean()
                 tell(epoch, finished=False)
             if validation is not None:
-                history.validation.append(evaluate(layer, validation, loss))
+                history.validation.append(evaluate(layer, validation, loss, steps=bptt_steps, encode=encode))
             history.seconds.append(done.seconds)
             history.loss.append(mean)
             done = _Point(done.weights, done.optimizer, _random_state(rng), epoch)
@@ -187,13 +193,30 @@ def fit(
     return history
 
 
-def evaluate(layer: Layer, sequences: Sequence[Pair], loss: Loss) -> float:
-    """Mean loss over pairs (x (T, N, I), target), each counted by its T*N. Raises as `fit`."""
+def evaluate(
+    layer: Layer,
+    sequences: Sequence[Pair],
+    loss: Loss,
+    *,
+    steps: int | None = None,
+    encode: Encode | None = None,
+) -> float:
+    """Mean loss over pairs (x (T, N, I), target), each counted by its T*N.
+
+    steps: run over so many time steps at once, the state carried over; None: over whole sequences. encode: as `fit`.
+    Raises as `fit`.
+    """
+    if steps is not None:
+        _check.size("steps", steps, 1)
     total, weight = 0.0, 0
-    for x, target in _pairs("sequences", sequences, layer):
-        value, _ = loss(layer.forward(x).output, target)
-        count = x.shape[0] * x.shape[1]
-        total, weight = total + value * count, weight + count
+    for x, target in _pairs("sequences", sequences, layer, encode):
+        state = None
+        for piece in _pieces(len(x), steps):
+            run = layer.forward(_encoded(x[piece], encode), state)
+            value, _ = loss(run.output, target if steps is None else target[piece])
+            count = run.output.shape[0] * run.output.shape[1]
+            total, weight = total + value * count, weight + count
+            state = run.state
     return total / weight
 
 
@@ -265,13 +288,12 @@ def _train(
     clip_norm: float | None,
     rng: np.random.Generator | None,
     place: str,
+    encode: Encode | None,
 ) -> float:
     """One pass over a batch, one optimizer step a chunk of `bptt_steps`. Returns the mean loss."""
-    total, state, steps = 0.0, None, len(x)
-    chunk = bptt_steps or steps
-    for start in range(0, steps, chunk):
-        part = slice(start, start + chunk)
-        run = layer.forward(x[part], state, rng=rng)
+    total, state = 0.0, None
+    for part in _pieces(len(x), bptt_steps):
+        run = layer.forward(_encoded(x[part], encode), state, rng=rng)
         value, d_output = loss(run.output, target[part])
         if not math.isfinite(value):
             raise TrainingDiverged(
@@ -286,7 +308,16 @@ def _train(
         optimizer.step(layer.weights, gradients)
         total += value * len(x[part])
         state = run.state
-    return total / steps
+    return total / len(x)
+
+
+def _pieces(steps: int, most: int | None) -> list[slice]:
+    size = most or steps
+    return [slice(start, start + size) for start in range(0, steps, size)]
+
+
+def _encoded(x: NDArray[Any], encode: Encode | None) -> Array:
+    return x if encode is None else encode(x)
 
 
 def _stalled(validation: list[float], patience: int | None) -> bool:
@@ -297,7 +328,7 @@ def _stalled(validation: list[float], patience: int | None) -> bool:
     return len(validation) - 1 - best >= patience
 
 
-def _pairs(name: str, sequences: Sequence[Pair], layer: Layer) -> Sequence[Pair]:
+def _pairs(name: str, sequences: Sequence[Pair], layer: Layer, encode: Encode | None) -> Sequence[Pair]:
     if not isinstance(sequences, list | tuple):
         raise TypeError(f"{name}: expected a list of pairs (x, target), got {type(sequences).__name__}")
     if not sequences:
@@ -307,7 +338,10 @@ def _pairs(name: str, sequences: Sequence[Pair], layer: Layer) -> Sequence[Pair]
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise TypeError(f"{where}: expected a pair (x, target), got {type(pair).__name__}")
         x, target = pair
-        _check.expect(f"{where}[0]", x, layer.dtype, (None, None, layer.input_size), "TNI")
+        if encode is None:
+            _check.expect(f"{where}[0]", x, layer.dtype, (None, None, layer.input_size), "TNI")
+        elif not isinstance(x, np.ndarray) or x.ndim < 2:
+            raise TypeError(f"{where}[0]: expected an array (T, N, ...) for encode, got {_kind(x)}")
         if x.shape[0] * x.shape[1] == 0:
             raise ValueError(
                 f"{where}[0]: expected at least one time step and one lane to learn from, got shape {x.shape}"
@@ -317,6 +351,10 @@ def _pairs(name: str, sequences: Sequence[Pair], layer: Layer) -> Sequence[Pair]
         if target.shape[:2] != x.shape[:2]:
             raise ValueError(f"{where}[1]: expected a target of shape {x.shape[:2]} (T, N) + ..., got {target.shape}")
     return sequences
+
+
+def _kind(value: object) -> str:
+    return f"shape {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
 def _fingerprint(sequences: Sequence[Pair]) -> str:

@@ -79,7 +79,7 @@ def read_picture(path: str | os.PathLike[str], longest: int | None = LONGEST_SID
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     name = os.fspath(path)
-    _check_file(path)
+    check_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below says it in our words
@@ -142,7 +142,7 @@ def read_video(path: str | os.PathLike[str], shortest: int, most_frames: int = M
     import av
 
     name = os.fspath(path)
-    _check_file(path)
+    check_file(path)
     frames: list[NDArray[np.uint8]] = []
     packets, end, seconds, broken = 0, 0.0, 0.0, ""
     try:
@@ -266,7 +266,7 @@ def _folder(module: str, package: str, purpose: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def _check_file(path: str | os.PathLike[str]) -> None:
+def check_file(path: str | os.PathLike[str]) -> None:
     try:
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode):
