@@ -10,18 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import halide as hl
-from machine import FEW, Machine, Tile
+from machine import Machine, Tile, blocks, offers
 from schedules import Schedule
 
-
-def blocks(extent: hl.Expr, size: int) -> hl.Expr:
-    """The number of blocks of `size` that cover `extent`."""
-    return (extent + (size - 1)) // size
-
-
-def padded(rows: hl.Expr, tile: Tile) -> hl.Expr:
-    """Rows, up to whole tiles."""
-    return blocks(rows, tile.rows) * tile.rows
+__all__ = ["Layout", "blocks", "inside", "layouts", "mostly_inside", "only_if", "starts_at_zero"]
 
 
 def inside(i: hl.Expr, extent: hl.Expr) -> hl.Expr:
@@ -59,20 +51,9 @@ def layouts(
         return [(Layout("block", lanes, tiles), hl.cast(hl.UInt(1), 1))]
     assert isinstance(tiles, Machine)
     rest, found = hl.cast(hl.UInt(1), 1), []
-
-    def offer(name: str, tile: Tile | None, condition: hl.Expr) -> None:
-        """A layout where the condition holds and none did that was offered before."""
-        nonlocal rest
-        if tile is not None:
-            found.append((Layout(name, lanes, tile), rest & condition))
-            rest = rest & ~condition
-
-    offer("single_narrow", tiles.single_narrow, (rows < FEW) & (width <= 2 * lanes))
-    offer("single", tiles.single, rows < FEW)
-    offer("narrow", tiles.narrow, width <= lanes)
-    if tiles.some is not None:
-        offer("some", tiles.some, (width > 2 * lanes) & (padded(rows, tiles.some) < padded(rows, tiles.wide)))
-    offer("wide", tiles.wide, hl.cast(hl.UInt(1), 1))
+    for name, tile, condition in offers(tiles, width, rows, lanes):
+        found.append((Layout(name, lanes, tile), rest & condition))
+        rest = rest & ~condition
     return found
 
 

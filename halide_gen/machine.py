@@ -21,9 +21,8 @@ The numbers behind it: 2-core AMD EPYC (Zen 4), AVX-512, one thread, whole RNN l
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import halide as hl
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 
 class Tile(NamedTuple):
@@ -77,15 +76,35 @@ MACHINES = {
 }
 
 
-def machine(target: hl.Target, sums: int, lean: bool) -> Machine:
-    """The entry of the table for a target and so many sums a unit; the safe target, SSE4.1, for what it does not
-    know, and the most sums that it has for any more. `lean`: without the tiles that cells of several gates, whose
-    equations are long, can do without."""
-    if target.has_feature(hl.TargetFeature.AVX512_Skylake):
-        row = MACHINES["avx512"]
-    elif target.has_feature(hl.TargetFeature.AVX2):
-        row = MACHINES["avx2"]
-    else:
-        row = MACHINES["sse41"]
+LANES = {"avx512": 64, "avx2": 32, "sse41": 16}
+"""Bytes in a vector."""
+
+# Weights from which on one step is worth 1 us for a fork and join: 1024 x 1024 gains 1.35 on 2 threads.
+SPLIT_UNITS = 1 << 17
+
+
+def machine(instruction_set: str, sums: int, lean: bool) -> Machine:
+    """The entry of the table for an instruction set and so many sums a unit: the most sums that it has for any more.
+    `lean`: without the tiles that cells of several gates, whose equations are long, can do without."""
+    row = MACHINES[instruction_set]
     found = row[min((most for most in row if most >= sums), default=max(row))]
     return found._replace(single_narrow=None, some=None, narrow=None) if lean else found
+
+
+def blocks(extent: Any, size: int) -> Any:
+    """The number of blocks of `size` that cover `extent`, a number or an expression of Halide."""
+    return (extent + (size - 1)) // size
+
+
+def offers(tiles: Machine, width: Any, rows: Any, lanes: int) -> Iterator[tuple[str, Tile, Any]]:
+    """(name, tile, condition) for width x rows units: the first whose condition holds is the one to use."""
+    if tiles.single_narrow is not None:
+        yield "single_narrow", tiles.single_narrow, (rows < FEW) & (width <= 2 * lanes)
+    if tiles.single is not None:
+        yield "single", tiles.single, rows < FEW
+    if tiles.narrow is not None:
+        yield "narrow", tiles.narrow, width <= lanes
+    if tiles.some is not None:
+        some, wide = (blocks(rows, tile.rows) * tile.rows for tile in (tiles.some, tiles.wide))
+        yield "some", tiles.some, (width > 2 * lanes) & (some < wide)
+    yield "wide", tiles.wide, rows >= 0

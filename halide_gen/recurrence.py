@@ -21,12 +21,9 @@ from dataclasses import dataclass
 
 import halide as hl
 from blocks import Layout, blocks, inside, layouts, mostly_inside, only_if
+from machine import SPLIT_UNITS
 from matmul import BlockedProjection, Panel, Projection, Weight
 from schedules import Schedule
-
-# Weights from which on one step is worth 1 us for a fork and join: 1024 x 1024 gains 1.35 on 2 threads.
-SPLIT_UNITS = 1 << 17
-
 
 Projected = Callable[[int], hl.Expr]  # a block of the equations' projection, for the unit, row and slot at hand
 Start = Callable[[Projected, hl.Expr, hl.Expr, hl.Expr], hl.Expr]  # (projected, unit, row, slot)

@@ -30,19 +30,26 @@ class Schedule:
 NAMES = ("naive", "vectorized", "parallel", "tiled", "tuned")
 
 
+def instruction_set(target: hl.Target) -> str:
+    """A row of the machine table for a target: the safe one, SSE4.1, for what it does not know."""
+    if target.has_feature(hl.TargetFeature.AVX512_Skylake):
+        return "avx512"
+    return "avx2" if target.has_feature(hl.TargetFeature.AVX2) else "sse41"
+
+
 def schedule(name: str, target: hl.Target, dtype: hl.Type) -> Schedule:
     """The schedule `name` for a target; ValueError for a name not in NAMES."""
-    lanes = target.natural_vector_size(dtype)
+    lanes, instructions = target.natural_vector_size(dtype), instruction_set(target)
 
     def one(sums: int, lean: bool) -> Tile:
         return Tile(1, 1)
 
     def wide(sums: int, lean: bool) -> Tile:
-        return machine(target, sums, lean).wide
+        return machine(instructions, sums, lean).wide
 
     def tuned(sums: int, lean: bool) -> Tile | Machine:
         # float64 is for checks of gradients: one tile will do, and halves its compile time
-        return machine(target, sums, lean) if dtype.bits() == 32 else wide(sums, lean)
+        return machine(instructions, sums, lean) if dtype.bits() == 32 else wide(sums, lean)
 
     known = {
         "naive": Schedule(1, one, parallel=False, split_units=False),

@@ -9,6 +9,7 @@
 """
 
 from . import backend, cells, interchange
+from ._explain import Explanation, explain
 from ._threads import get_num_threads, set_num_threads, threads
 from .checkpoint import Checkpoint, CheckpointError, load, save
 from .layers import GRU, LSTM, MGU, RNN, Gradients, IndRNN, Layer, Run, cell
@@ -26,6 +27,7 @@ __all__ = [
     "Adam",
     "Checkpoint",
     "CheckpointError",
+    "Explanation",
     "Gradients",
     "History",
     "IndRNN",
@@ -39,6 +41,7 @@ __all__ = [
     "cells",
     "clip_norm",
     "evaluate",
+    "explain",
     "fit",
     "get_num_threads",
     "interchange",

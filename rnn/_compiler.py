@@ -59,10 +59,21 @@ def compiled(direction: str, cell: CellEquations, dtype: str, masked: bool) -> A
         return load(str(path), _symbol(direction, cell))
 
 
+def library_path(
+    direction: str, cell: CellEquations, dtype: str, masked: bool, instructions: str | None = None
+) -> Path:
+    """Where a kernel's shared library is, or would be; `instructions` None: for this machine."""
+    if instructions is None:
+        from ._kernels import instruction_set
+
+        instructions = instruction_set()
+    what = (direction, cell.digest, dtype, masked, TARGETS[instructions], _sources())
+    return folder() / f"{direction}-{hashlib.sha256(repr(what).encode()).hexdigest()[:24]}.so"
+
+
 def library(direction: str, cell: CellEquations, dtype: str, masked: bool, instructions: str) -> Path:
     """The shared library of a kernel, made if it isn't there yet. Raises as `compiled`."""
-    what = (direction, cell.digest, dtype, masked, TARGETS[instructions], _sources())
-    path = folder() / f"{direction}-{hashlib.sha256(repr(what).encode()).hexdigest()[:24]}.so"
+    path = library_path(direction, cell, dtype, masked, instructions)
     if not path.exists():
         print(
             f"rnn: compiling {cell} ({direction}, {dtype}{', masks' * masked}) for {instructions}, once",

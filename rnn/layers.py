@@ -331,6 +331,15 @@ class Layer:
             walk = walk._replace(zoneout=tuple(shares))
         return walk
 
+    def step(self, x: Array, state: State | None = None) -> tuple[Array, State]:
+        """One time step, for streams: x (N, I) and the state after the step before (None: zeros) to the output (N, O) and
+        the state after this one. The same numbers as `forward` over a longer sequence, bit by bit; raises as it does."""
+        _check.expect("x", x, self.dtype, (None, self.input_size), "NI")
+        if self.bidirectional or self.reverse:
+            raise ValueError("step: expected a layer that runs forward in time alone")
+        run = self.forward(x[np.newaxis], state)
+        return run.output[0], run.state
+
     # ---- backward
 
     def bptt(self, run: Run, d_output: Array, d_state: State | None = None) -> Gradients:

@@ -32,6 +32,10 @@ class Kernels:
         """The pipeline "linear" or "gradients", which no cell has a part in."""
         raise NotImplementedError
 
+    def origin(self, direction: str, cell: CellEquations, dtype: str, masked: bool) -> str:
+        """In words, where `recurrent` will find a kernel."""
+        raise NotImplementedError
+
 
 class HalideBackend:
     """Hands whole sequences to the kernels: one call forward, one back, and one for what the deltas give."""
@@ -41,6 +45,7 @@ class HalideBackend:
         self.schedule: str | None = schedule
         self._kernels = kernels
         self._empty = reference.NumpyBackend()  # where nothing is to be computed: kernels want T, N, H >= 1
+        self.origin = kernels.origin
 
     def forward(
         self, cell: CellEquations, x: Array, initial: Sequence[Array], weights: Mapping[str, Array], walk: Walk
@@ -123,7 +128,7 @@ class HalideBackend:
         for number, (start, stop) in enumerate(reversed(_pieces(plan, walk, T, N, H, x.itemsize))):
             if number > 0:  # what goes on from the piece that was computed before
                 border = start if walk.reverse else stop
-                last = np.ascontiguousarray(deltas[border, :, : cell.states].swapaxes(0, 1))
+                last = deltas[border, :, : cell.states].swapaxes(0, 1).copy(order="C")
             kernel(
                 int(walk.reverse),
                 _within(lengths, start, stop),
@@ -362,7 +367,7 @@ class Compiled(Kernels):
         key = (direction, cell, dtype, masked)
         kernel = self._found.get(key)
         if kernel is None:
-            name = f"{direction}_{cell.name}_{self._schedule}_{dtype}" + "_masked" * masked
+            name = self._name(direction, cell, dtype, masked)
             kernel = self._kernels.get(name) if BUILT_IN.get(cell.name) is cell else None
             if kernel is None and self._schedule != "tuned":
                 raise ValueError(
@@ -378,6 +383,18 @@ class Compiled(Kernels):
 
     def product(self, name: str, dtype: str) -> Kernel:
         return self._kernels[f"{name}_{self._schedule}_{dtype}"]
+
+    def origin(self, direction: str, cell: CellEquations, dtype: str, masked: bool) -> str:
+        from .._compiler import library_path
+
+        name = self._name(direction, cell, dtype, masked)
+        if BUILT_IN.get(cell.name) is cell and name in self._kernels:
+            return f"{name}, built in"
+        path = library_path(direction, cell, dtype, masked)
+        return f"{path}" if path.exists() else f"to be compiled when it is first used, in seconds, into {path}"
+
+    def _name(self, direction: str, cell: CellEquations, dtype: str, masked: bool) -> str:
+        return f"{direction}_{cell.name}_{self._schedule}_{dtype}" + "_masked" * masked
 
 
 def load(schedule: str = "tuned") -> Backend:

@@ -46,6 +46,9 @@ class Jit(Kernels):
     def product(self, name: str, dtype: str) -> Kernel:
         return self._kernel(name, None, dtype, False)
 
+    def origin(self, direction: str, cell: CellEquations, dtype: str, masked: bool) -> str:
+        return f"{direction}_{cell}_{self._schedule}_{dtype}{'_masked' * masked}, compiled by Halide's JIT at the first call"
+
     def _kernel(self, generator: str, cell: CellEquations | None, dtype: str, masked: bool) -> Kernel:
         import halide as hl
 

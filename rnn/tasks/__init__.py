@@ -1,4 +1,4 @@
-"""Two tasks on real data: the Sobel filter on pictures, and frame differences on video.
+"""Three tasks on real data: the Sobel filter on pictures, frame differences on video, and writing text (`tasks.text`).
 
     task = rnn.tasks.sobel_task("rows", rng=np.random.default_rng(0))
     how = rnn.tasks.recipe("rows", task.size)
@@ -9,23 +9,26 @@
 `rnn train` on the command line is the same and more. Reading and drawing need the extra `bench`.
 """
 
-from . import frames, sobel
+from . import frames, sobel, text
+from .cells import CELLS
 from .data import (
     DataError,
     MissingPackage,
     Picture,
     Video,
+    check_file,
     read_picture,
     read_video,
     sample_pictures,
     sample_videos,
     synthetic_pictures,
 )
-from .pictures import draw_loss, draw_panels
+from .pictures import draw_bits, draw_loss, draw_panels
 from .task import CONTRAST, LinearPredictor, RelativeError, Sample, Task, relative_rmse
 from .training import MODES, CosineAdam, Recipe, Result, frames_task, judge, make_layer, recipe, sobel_task, train
 
 __all__ = [
+    "CELLS",
     "CONTRAST",
     "MODES",
     "CosineAdam",
@@ -39,6 +42,8 @@ __all__ = [
     "Sample",
     "Task",
     "Video",
+    "check_file",
+    "draw_bits",
     "draw_loss",
     "draw_panels",
     "frames",
@@ -54,5 +59,6 @@ __all__ = [
     "sobel",
     "sobel_task",
     "synthetic_pictures",
+    "text",
     "train",
 ]

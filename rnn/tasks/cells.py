@@ -12,8 +12,8 @@ CELLS: dict[str, tuple[type[Layer], dict[str, Any]]] = {
     "rnn": (RNN, {}),
     "rnn-sigmoid": (RNN, {"nonlinearity": "sigmoid"}),
     "rnn-relu": (RNN, {"nonlinearity": "relu"}),
-    "lstm": (LSTM, {"forget_bias": 1.0}),
-    "lstm-peephole": (LSTM, {"forget_bias": 1.0, "peepholes": True}),
+    "lstm": (LSTM, {}),
+    "lstm-peephole": (LSTM, {"peepholes": True}),
     "lstm-coupled": (LSTM, {"coupled": True}),
     "gru": (GRU, {}),
     "gru-reset-before": (GRU, {"reset_after": False}),
@@ -21,9 +21,7 @@ CELLS: dict[str, tuple[type[Layer], dict[str, Any]]] = {
     "indrnn": (IndRNN, {}),
     "indrnn-tanh": (IndRNN, {"nonlinearity": "tanh"}),
 }
-"""Name -> layer class, and what its constructor gets besides sizes and seed. A forget gate starts open (bias 1), so that
-an LSTM remembers before it has learned what to forget: Jozefowicz et al., "An empirical exploration of recurrent network
-architectures", 2015."""
+"""Name -> layer class, and what its constructor gets besides sizes and seed."""
 
 
 def layer_of(cell: str, input_size: int, hidden_size: int, num_layers: int = 1, **options: Any) -> Layer:

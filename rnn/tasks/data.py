@@ -267,6 +267,7 @@ def _folder(module: str, package: str, purpose: str) -> Path:
 
 
 def check_file(path: str | os.PathLike[str]) -> None:
+    """Raise DataError unless this is a regular file that can be read."""
     try:
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from ..training import History
 from .data import Values, require
 from .task import CONTRAST, Sample, Task, relative_rmse
 
-__all__ = ["draw_loss", "draw_panels", "save_figure"]
+__all__ = ["draw_bits", "draw_loss", "draw_panels", "save_figure"]
 
 ERROR_SHOWN = 10
 """The error is drawn so many times stronger than the target, or nothing could be seen of it."""
@@ -112,6 +113,28 @@ def draw_loss(path: str | os.PathLike[str], history: History, task: Task, test: 
     axis.axhline(test, color="0.4", linestyle="--", label=f"held out, at the end: {test:.3f}")
     axis.axhline(1, color="0.7", linestyle=":", label="always answering 0")
     axis.set(yscale="log", xlabel="epoch", ylabel="relative RMSE", title=f"{task.name} {task.mode}: loss curve")
+    axis.grid(True, which="major", color="0.9")
+    axis.legend()
+    save_figure(figure, path)
+
+
+def draw_bits(path: str | os.PathLike[str], history: History, name: str, unit: str) -> None:
+    """Write a PNG or SVG of the bits per character after each epoch, in training and on the held-out part.
+
+    history: losses in nats; unit: "characters" or "bytes". Raises OSError, MissingPackage.
+    """
+    require("matplotlib", "matplotlib", "draw pictures")
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axis = figure.subplots()
+    curves = (("training, mean over the epoch", "k-", history.loss), ("held out", "k--", history.validation))
+    for label, line, losses in curves:
+        epochs = np.arange(1, len(losses) + 1)
+        axis.plot(epochs, np.array(losses) / math.log(2), line, marker="." if len(epochs) < 30 else "", label=label)
+    axis.set(ylim=(0, None), xlabel="epoch", ylabel=f"bits per {unit.removesuffix('s')}", title=f"{name}: loss curve")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(True, which="major", color="0.9")
     axis.legend()
     save_figure(figure, path)

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._backends.base import Array
-from ..layers import RNN, Layer
+from ..layers import Layer
 from ..optim import Adam
 from ..training import Callback, History, fit
+from .cells import layer_of
 from .data import MOST_FRAMES, Picture, Values, Video, read_video, sample_pictures, sample_videos, split
 from .frames import frames, pixels, reading_size
 from .sobel import columns, rows
@@ -106,9 +107,12 @@ def _check_mode(task: str, mode: str) -> None:
         raise ValueError(f"mode: expected {' or '.join(MODES[task])} for the task {task}, got {mode!r}")
 
 
-def make_layer(task: Task, hidden: int, seed: int) -> Layer:
-    """A tanh layer with a readout that starts at 0, as do the biases: the first answer is "nothing changes"."""
-    layer = RNN(task.width, hidden, output_size=task.width, seed=seed)
+def make_layer(task: Task, hidden: int, seed: int, cell: str = "rnn") -> Layer:
+    """A layer with a readout that starts at 0, as do the biases: the first answer is "nothing changes".
+
+    cell: one of `CELLS`, by default plain tanh units. Raises ValueError.
+    """
+    layer = layer_of(cell, task.width, hidden, output_size=task.width, seed=seed)
     for name, weight in layer.weights.items():
         if name == "weight_ho" or name.startswith("bias"):
             layer.weights[name] = np.zeros_like(weight)

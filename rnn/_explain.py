@@ -1,0 +1,93 @@
+"""What will run, and why."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from . import _check, _generators, backend
+from ._backends.halide import HalideBackend, _pieces, _plan
+from ._backends.base import Walk
+from ._threads import get_num_threads
+from .layers import Layer
+
+__all__ = ["Explanation", "explain"]
+
+
+class Explanation(NamedTuple):
+    """One line for each decision; `str` of it is the text."""
+
+    lines: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+
+def explain(layer: Layer, shape: tuple[int, int], *, masks: bool | None = None) -> Explanation:
+    """Which kernels, schedule and threads a layer's passes over x of `shape` (T, N), or (T, N, I), will use, and why.
+
+    masks: whether there will be resets, recurrent dropout or zoneout; None: as training of this layer has them. Nothing is
+    run or compiled. Raises TypeError or ValueError naming the argument.
+    """
+    if not isinstance(layer, Layer):
+        raise TypeError(f"layer: expected a layer, got {type(layer).__name__}")
+    if not isinstance(shape, tuple | list) or len(shape) not in (2, 3):
+        raise ValueError(f"shape: expected (T, N) or (T, N, I), got {shape!r}")
+    T, N = _check.size("shape[0]", shape[0]), _check.size("shape[1]", shape[1])
+    chosen = backend.current()
+    H, cell = layer.hidden_size, layer.cell
+    directions = "both directions" if layer.bidirectional else "in reverse" if layer.reverse else "forward in time"
+    lines = [
+        f"layer     {cell}, H={H}, {layer.num_layers} layer{'s' * (layer.num_layers > 1)}, {directions}, {layer.dtype}",
+        f"backend   {chosen.name}" + (f", schedule {chosen.schedule}" if chosen.schedule else ""),
+    ]
+    if not isinstance(chosen, HalideBackend):
+        return Explanation((*lines, "kernel    none: this backend is not compiled from the cell's equations"))
+    if 0 in (T, N, H):
+        return Explanation((*lines, "kernel    none: there is nothing to compute"))
+    if masks is None:
+        masks = bool(layer.recurrent_dropout or any(layer.zoneout))
+    from ._kernels import instruction_set
+
+    instructions = instruction_set()
+    lines.append(f"code      {instructions}, the widest that this CPU has (or RNN_INSTRUCTION_SET allows)")
+    plan = _plan(cell, masks)
+    for direction in ("forward", "bptt"):
+        lines.append(f"{direction:9} {chosen.origin(direction, cell, str(layer.dtype), masks)}")
+        if chosen.schedule == "tuned":
+            lines += [f"          {line}" for line in _tile(layer, direction, N, masks, instructions)]
+    pieces = len(_pieces(plan, Walk(layer.reverse), T, N, H, layer.dtype.itemsize))
+    if pieces > 1:
+        lines.append(f"pieces    {pieces} of about {T // pieces} steps, which stay in the L2 cache")
+    lines.append("products  linear and gradients: readout, gradients of weights and input, over all steps at once")
+    return Explanation(tuple(lines))
+
+
+def _tile(layer: Layer, direction: str, N: int, masks: bool, instructions: str) -> list[str]:
+    """The register tile that the kernel will choose from the sizes, and what the threads share."""
+    table = _generators.module("machine")
+    d = layer.cell.masked if masks else layer.cell.plain
+    phases = [s.phase for s in (d.sums if direction == "forward" else d.back_sums) if direction == "bptt" or s.hidden is not None]
+    sums = max((phases.count(phase) for phase in phases), default=1)
+    lean = len(d.sums) > 1 or d.masked or not d.hidden
+    lanes = table.LANES[instructions] // layer.dtype.itemsize
+    tiles = table.machine(instructions, sums, lean)
+    if layer.dtype.itemsize == 8:
+        name, tile = "wide", tiles.wide
+    else:
+        name, tile = next((n, t) for n, t, holds in table.offers(tiles, layer.hidden_size, N, lanes) if holds)
+    units = tile.vectors * lanes
+    count = table.blocks(N, tile.rows)
+    threads, wide = get_num_threads(), layer.hidden_size**2 * sums >= table.SPLIT_UNITS
+    tile_text = (
+        f"tile {name}: {units} units x {tile.rows} row{'s' * (tile.rows > 1)} x {sums} sum{'s' * (sums > 1)} in registers "
+        f"({count} block{'s' * (count > 1)} of rows for N={N})"
+    )
+    if threads == 1:
+        shared = "1 thread"
+    elif count >= threads:
+        shared = f"{min(threads, count)} threads, each with blocks of rows of its own"
+    elif wide:
+        shared = f"{threads} threads share the units of each step: too few rows, and weights that are worth it"
+    else:
+        shared = f"{count} of {threads} threads: too few rows, and a step too short to share"
+    return [tile_text, shared]
