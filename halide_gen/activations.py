@@ -28,7 +28,9 @@ class Precision:
     exp_lowest: float  # exp of anything below is 0
     tanh_one: float  # tanh of anything above is 1
     ln2_high: float  # ln 2 in two parts; n * ln2_high is exact for every n in use
-    ln2_low: int  # in units of 2^-low_bits, so that it is an integer's product with n, which no one merges with the other
+    ln2_low: (
+        int  # in units of 2^-low_bits, so that it is an integer's product with n, which no one merges with the other
+    )
     low_bits: int
     exp: tuple[float, ...]  # of r, |r| <= ln 2 / 2, lowest power first
     expm1: tuple[float, ...]  # q with exp(r) - 1 = r + r^2 q(r)
@@ -132,7 +134,9 @@ def tanh(x: hl.Expr) -> hl.Expr:
     a = hl.min(hl.abs(x), constant(p.tanh_one, x))
     r, n = reduced(a + a)
     scale = power_of_two(n, x)
-    d = scale * (r + r * r * polynomial(r, p.expm1)) + hl.cast(x.type(), hl.cast(p.integer, scale) - hl.cast(p.integer, 1))
+    d = scale * (r + r * r * polynomial(r, p.expm1)) + hl.cast(
+        x.type(), hl.cast(p.integer, scale) - hl.cast(p.integer, 1)
+    )
     value = d / (d + constant(2, x))
     return with_nan(x, hl.select(x < constant(0, x), -value, value))
 

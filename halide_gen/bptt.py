@@ -7,14 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import halide as hl
-from activations import constant
 from blocks import inside, starts_at_zero
 from cells import CELLS
-from derivation import MASK, Derivation, derive, latest
-from expressions import ZERO, Expression
-from forward import ForwardFrame, compute
+from derivation import derive
+from frames import BackFrame
 from matmul import Projection, Weight
-from recurrence import Equations, Frame, Place, Projected, Recurrence, Start, sequence
+from recurrence import Equations, Place, Projected, Recurrence, Start, sequence
 from schedules import schedule
 from walk import Walk
 
@@ -54,7 +52,7 @@ class BPTT:
         self.add_output("deltas", hl.OutputBuffer(dtype, 4))
 
     def generate(self: Any) -> None:
-        g = self
+        g: Any = self
         starts_at_zero(g.lengths, g.weight_hh, g.weight_ho, g.vectors, g.tape, g.d_output, g.d_states)
         starts_at_zero(g.d_last, g.deltas)
         if g.masked:
@@ -88,6 +86,12 @@ class BPTT:
 
             return start
 
+        def zone(k: int) -> Place:
+            return Place(lambda _, j, n, s: g.zoneout[j, n, walk.time(T + 1 - s, n), k])
+
+        def vector(p: int) -> Callable[[hl.Expr, hl.Expr], hl.Expr]:
+            return lambda j, n: g.vectors[j, p]
+
         def on_tape(column: int) -> Start:
             return lambda _, j, n, s: g.tape[j, n, walk.place(T + 1 - s, n), column]
 
@@ -102,12 +106,9 @@ class BPTT:
         ]
         made += [Place(reaches(k)) for k in range(len(cell.new))]
         made += [Place(on_tape(column)) for column in frame.tape]
-        for k in range(len(cell.zone_leaves)):
-            made.append(Place(lambda _, j, n, s, k=k: g.zoneout[j, n, walk.time(T + 1 - s, n), k]))
-        made += [Place(None) for _ in range(frame.size - len(made))]
-        constants: list[Callable[[hl.Expr, hl.Expr], hl.Expr]] = [
-            lambda j, n, p=p: g.vectors[j, p] for p in range(len(cell.vectors))
-        ]
+        made += [zone(k) for k in range(len(cell.zone_leaves))]
+        made += [Place(None)] * (frame.size - len(made))
+        constants = [vector(p) for p in range(len(cell.vectors))]
         if g.masked:
             constants.append(lambda j, n: g.mask[j, n])
         equations = Equations(
@@ -147,95 +148,6 @@ class BPTT:
             return [hl.select(walk.made(q, row), value, zero) for value in values]
 
         sequence(g.deltas, "back", equations, plan, g.threads, len(frame.columns), copied, beside=True)
-
-
-class BackFrame:
-    """Which place of a frame holds what: sums of W_hh^T delta, the gradient that reaches each state (later: what goes
-    on past the products), what the forward pass left (later: the deltas), zoneout."""
-
-    def __init__(self, cell: Derivation) -> None:
-        self.cell = cell
-        tape = ForwardFrame(cell)
-        count = len(cell.new)
-        self.gradients = [len(cell.back_sums) + k for k in range(count)]
-        next_place = self.gradients[-1] + 1
-        self.tape: list[int] = []  # columns of the tape that are read
-        self.states: dict[int, int] = {}
-        self.kept: dict[Expression, int] = {}
-        for k in range(count):
-            if cell.seen[k]:
-                self.states[k] = next_place + len(self.tape)
-                self.tape.append(k)
-        for i, value in enumerate(cell.kept):
-            self.kept[value] = next_place + len(self.tape)
-            self.tape.append(count + i)
-        assert len(tape.columns) >= count + len(cell.kept)
-        self.zones = [next_place + len(self.tape) + k for k in range(len(cell.zone_leaves))]
-        self.size = next_place + len(self.tape) + len(self.zones)
-
-        # Each delta has a place; at the end of a step nobody needs what was kept for it.
-        self.phase = {s.node: s.phase for s in cell.back_sums}
-        free = list(self.kept.values()) if cell.back_phases == 1 else []
-        self.deltas: dict[Expression, int] = {}
-        for delta in cell.deltas:
-            if delta not in self.deltas:
-                if free:
-                    self.deltas[delta] = free.pop(0)
-                else:
-                    self.deltas[delta] = self.size
-                    self.size += 1
-        self.hidden = [self.deltas[delta] for delta in cell.delta_hidden]
-        # The first columns also bring the gradients of the initial states.
-        self.columns = [self.deltas[delta] for delta in cell.deltas]
-        for k in range(count):
-            if k >= len(self.columns) or self.columns[k] in self.columns[:k]:
-                self.columns[k : k + 1] = [self.size]
-                self.size += 1
-
-    def step(self, phase: int, seen: Frame) -> dict[int, hl.Expr]:
-        """What the step writes in a phase. The flags: whether the row has got that far, whether this is the initial
-        state, whether a step after saw this one's, and with masks whether this step saw the states before it."""
-        cell, zero = self.cell, constant(0, seen.now[0])
-        active, initial, came_on, *goes_on = seen.flags
-        fixed = dict(zip(cell.constant_leaves, seen.constants, strict=True))
-        fixed |= {leaf: seen.now[place] for leaf, place in zip(cell.zone_leaves, self.zones, strict=True)}
-        sums = {s.node: seen.now[i] for i, s in enumerate(cell.back_sums)}
-        dtype = zero.type()
-
-        # what reaches each new state: from outside, from the step after past its products, and through its operands
-        after = {cell.state_leaves[k]: seen.now[place] for k, place in self.states.items()}
-        through = compute(cell.from_operands, fixed | after | sums, dtype)
-        d_new = [
-            seen.now[place] + hl.select(came_on, seen.before[place] + back, zero)
-            for place, back in zip(self.gradients, through, strict=True)
-        ]
-        known = fixed | sums | dict(zip(cell.gradient_leaves, d_new, strict=True))
-        known |= {value: seen.now[place] for value, place in self.kept.items()}
-        for k, place in self.states.items():
-            known[cell.new[k]] = seen.now[place]
-        for k, place in self.states.items():
-            known[cell.state_leaves[k]] = hl.select(goes_on[0], seen.ahead[place], zero) if goes_on else seen.ahead[place]
-
-        written: dict[int, hl.Expr] = {}
-        due = [(delta, place) for delta, place in self.deltas.items() if latest(delta, self.phase) == phase]
-        values = compute([delta for delta, _ in due], known, dtype)
-        for (_, place), value in zip(due, values, strict=True):
-            written[place] = hl.select(active, value, zero)
-        final = phase == cell.back_phases - 1
-        if final:
-            carried = compute(cell.carried, known, dtype)
-            for place, value in zip(self.gradients, carried, strict=True):
-                value = hl.select(active, value, zero)
-                written[place] = hl.select(goes_on[0], value, zero) if goes_on else value
-            for k, place in enumerate(self.columns):
-                if place not in self.deltas.values():
-                    delta = cell.deltas[k] if k < len(cell.deltas) else ZERO
-                    written[place] = hl.select(active, compute([delta], known, dtype)[0], zero)
-        for k in range(len(cell.new)):
-            place = self.columns[k]
-            if place in written:
-                written[place] = hl.select(initial, d_new[k], written[place])
-        return written
 
 
 if __name__ == "__main__":

@@ -30,9 +30,8 @@ class Cell:
     states: Sequence[str] = ("h",)
     vectors: Sequence[str] = ()
 
-    def step(self, x: Any, u: Any, *states: Value) -> Value | tuple[Value, ...]:
-        """The states after a time step, from those before it."""
-        raise NotImplementedError
+    step: Step
+    """(x, u, *states) -> the states after a time step: a value, or a tuple of them."""
 
 
 class RNN(Cell):

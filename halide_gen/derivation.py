@@ -7,7 +7,7 @@ all units, so it is summed up one phase after r. Most cells have one phase, forw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,7 +166,7 @@ def derive(cell: Cell, masked: bool = False) -> Derivation:
         # without recurrent matrices the vectors are what is recurrent
         new = _replaced(new, {leaf: MASK * leaf for leaf in vector_leaves})
         graph = ordered(new)
-    products = {e.label: [] for e in graph if e.op == "product"}
+    products: dict[str, list[Expression]] = {e.label: [] for e in graph if e.op == "product"}
     for e in graph:
         if e.op == "product":
             products[e.label].append(e)
@@ -177,7 +177,9 @@ def derive(cell: Cell, masked: bool = False) -> Derivation:
     hidden = tuple(g for g in gates if f"u.{g}" in products)
     unused = [g for g in gates if g not in inputs and g not in hidden]
     if unused or not inputs:
-        raise CellError(f"{type(cell).__name__}.step: " + (f"gate {unused[0]} is not used" if unused else "no use of x"))
+        raise CellError(
+            f"{type(cell).__name__}.step: " + (f"gate {unused[0]} is not used" if unused else "no use of x")
+        )
     operands, sums, phases = _forward(graph, inputs, hidden, leaves)
     at = {s.node: s.phase for s in sums}
 
@@ -189,11 +191,11 @@ def derive(cell: Cell, masked: bool = False) -> Derivation:
         (o.value, back) for o, back in zip(operands, backs, strict=True) if not o.carried
     ]:
         seeds[value] = seeds[value] + d if value in seeds else d
-    d = adjoints(seeds)
-    delta_inputs = tuple(d.get(node("input", label=f"x.{g}"), ZERO) for g in inputs)
-    delta_hidden = tuple(d.get(products[f"u.{g}"][0], ZERO) for g in hidden)
-    delta_vectors = tuple(d.get(leaf, ZERO) for leaf in vector_leaves)
-    carried = tuple(d.get(leaf, ZERO) for leaf in leaves)
+    gradient = adjoints(seeds)
+    delta_inputs = tuple(gradient.get(node("input", label=f"x.{g}"), ZERO) for g in inputs)
+    delta_hidden = tuple(gradient.get(products[f"u.{g}"][0], ZERO) for g in hidden)
+    delta_vectors = tuple(gradient.get(leaf, ZERO) for leaf in vector_leaves)
+    carried = tuple(gradient.get(leaf, ZERO) for leaf in leaves)
     through = adjoints_of_operands(operands, backs)
     from_operands = tuple(through.get(leaf, ZERO) for leaf in leaves)
     back_sums = _backward(operands, backs, [products[f"u.{g}"][0] for g in hidden], delta_hidden)
@@ -359,5 +361,3 @@ def _replaced(roots: tuple[Expression, ...], by: dict[Expression, Expression]) -
     for e in ordered(roots):
         made[e] = by[e] if e in by else node(e.op, *(made[a] for a in e.args), label=e.label)
     return tuple(made[root] for root in roots)
-
-

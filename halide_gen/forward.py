@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import halide as hl
-from activations import FUNCTIONS, constant
+from activations import constant
 from blocks import inside, starts_at_zero
 from cells import CELLS
-from derivation import MASK, Derivation, derive
-from expressions import Expression, evaluate
+from derivation import MASK, Sum, derive
+from expressions import Expression
+from frames import ForwardFrame, compute, where
 from matmul import Projection, Weight
-from recurrence import Equations, Frame, Place, Recurrence, sequence
+from recurrence import Equations, Place, Recurrence, Start, sequence
 from schedules import schedule
 from walk import Walk
 
@@ -34,7 +35,9 @@ class Forward:
         dtype = {"float32": hl.Float(32), "float64": hl.Float(64)}[self.dtype]
         self.add_input("threads", hl.InputScalar(hl.Int(32)))
         self.add_input("reverse", hl.InputScalar(hl.Int(32)))
-        self.add_input("first", hl.InputScalar(hl.Int(32)))  # 1: the tape, forward in time, is without the initial states
+        self.add_input(
+            "first", hl.InputScalar(hl.Int(32))
+        )  # 1: the tape, forward in time, is without the initial states
         self.add_input("lengths", hl.InputBuffer(hl.Int(32), 1))  # (N,)
         self.add_input("x", hl.InputBuffer(dtype, 3))  # (T, N, I)
         self.add_input("initial", hl.InputBuffer(dtype, 3))  # (S, N, H)
@@ -51,7 +54,7 @@ class Forward:
         self.add_output("tape", hl.OutputBuffer(dtype, 4))
 
     def generate(self: Any) -> None:
-        g = self
+        g: Any = self
         starts_at_zero(g.lengths, g.x, g.initial, g.weight_ih, g.weight_hh, g.bias_ih, g.bias_hh, g.vectors)
         starts_at_zero(g.tape)
         if g.masked:
@@ -60,7 +63,7 @@ class Forward:
         plan = schedule(g.schedule, g.target(), g.x.type())
         H, N, T, I = g.initial.dim(0).extent(), g.x.dim(1).extent(), g.x.dim(2).extent(), g.x.dim(0).extent()
         walk = Walk(T, g.reverse, g.lengths, g.reset if g.masked else None)
-        j, v, n, i = (hl.Var(name) for name in ("j", "v", "n", "i"))
+        _j, _v, _n, _i = (hl.Var(name) for name in ("j", "v", "n", "i"))
 
         # ---- algorithm
         frame = ForwardFrame(cell)
@@ -75,26 +78,38 @@ class Forward:
                 gate, [g.bias_hh[both[a] * H + unit] if a in both else zero for a in range(len(cell.inputs))] + [zero]
             )
 
+        def begin(total: Sum) -> Start:
+            """What a sum starts from: the input's product, or a bias alone."""
+            if total.input is not None:
+                gate = total.input
+                return lambda projected, j, n, s: projected(gate)
+            row = total.hidden
+            return lambda _, j, n, s: g.bias_hh[row * H + j]
+
+        def summed(total: Sum) -> Place:
+            if total.operand is None or total.hidden is None:
+                return Place(begin(total))
+            feeds = [(total.hidden, frame.operands[total.operand])]
+            lag = 1 if cell.operands[total.operand].carried else 0
+            return Place(begin(total), feeds=feeds, lag=lag, phase=total.phase)
+
+        def state(k: int) -> Place:
+            return Place(None, initial=lambda j, n: g.initial[j, n, k])
+
+        def operand(m: int) -> Place:
+            value = cell.operands[m].value
+            return Place(None, initial=(lambda j, n: first(value, j, n)) if cell.operands[m].carried else None)
+
+        def zone(k: int) -> Place:
+            return Place(lambda _, j, n, s: g.zoneout[j, n, walk.time(s, n), k])
+
+        def vector(p: int) -> Callable[[hl.Expr, hl.Expr], hl.Expr]:
+            return lambda j, n: g.vectors[j, p]
+
         def places() -> Sequence[Place]:
-            made = []
-            for s in cell.sums:
-                feeds = [] if s.operand is None else [(s.hidden, frame.operands[s.operand])]
-                hidden = s.hidden
-                lag = 1 if s.operand is None or cell.operands[s.operand].carried else 0
-                if s.input is not None:
-                    begin = lambda p, j, n, s, gate=s.input: p(gate)
-                else:
-                    begin = lambda p, j, n, s, hidden=hidden: g.bias_hh[hidden * H + j]
-                made.append(Place(begin, feeds=feeds, lag=lag, phase=s.phase))
-            for k in range(len(cell.new)):
-                made.append(Place(None, initial=lambda j, n, k=k: g.initial[j, n, k]))
-            for m in frame.apart:
-                o = cell.operands[m]
-                made.append(Place(None, initial=(lambda j, n, o=o: first(o.value, j, n)) if o.carried else None))
-            for k in range(len(cell.zone_leaves)):
-                made.append(Place(lambda p, j, n, s, k=k: g.zoneout[j, n, walk.time(s, n), k]))
-            made.extend(Place(None) for _ in range(frame.size - len(made)))
-            return made
+            made = [summed(total) for total in cell.sums] + [state(k) for k in range(len(cell.new))]
+            made += [operand(m) for m in frame.apart] + [zone(k) for k in range(len(cell.zone_leaves))]
+            return made + [Place(None)] * (frame.size - len(made))
 
         def first(value: Expression, j: hl.Expr, n: hl.Expr) -> hl.Expr:
             """A carried operand for the first step."""
@@ -102,12 +117,10 @@ class Forward:
             leaves |= {leaf: g.vectors[j, p] for p, leaf in enumerate(cell.vector_leaves)}
             if g.masked:
                 leaves[MASK] = g.mask[j, n]
-                leaves = {leaf: _if(walk.goes_on(hl.Expr(1), n), value) for leaf, value in leaves.items()}
+                leaves = {leaf: where(walk.goes_on(hl.Expr(1), n), value) for leaf, value in leaves.items()}
             return compute([value], leaves, g.x.type())[0]
 
-        constants: list[Callable[[hl.Expr, hl.Expr], hl.Expr]] = [
-            lambda j, n, p=p: g.vectors[j, p] for p in range(len(cell.vectors))
-        ]
+        constants = [vector(p) for p in range(len(cell.vectors))]
         if g.masked:
             constants.append(lambda j, n: g.mask[j, n])
         equations = Equations(
@@ -142,82 +155,6 @@ class Forward:
             return [hl.select(walk.made(s, row), value, constant(0, value)) for value in values]
 
         sequence(g.tape, "layer", equations, plan, g.threads, len(frame.columns), copied)
-
-
-class ForwardFrame:
-    """Which place of a frame holds what: sums, states, operands, zoneout, and what is kept beside the sums' places."""
-
-    def __init__(self, cell: Derivation) -> None:
-        self.cell = cell
-        self.states = [len(cell.sums) + k for k in range(len(cell.new))]
-        # An operand that is a state is in that state's place; with masks the two differ.
-        self.apart = [m for m, o in enumerate(cell.operands) if cell.masked or o.value not in cell.state_leaves]
-        self.operands = [
-            self.states[-1] + 1 + self.apart.index(m)
-            if m in self.apart
-            else self.states[cell.state_leaves.index(o.value)]
-            for m, o in enumerate(cell.operands)
-        ]
-        self.zones = [self.states[-1] + 1 + len(self.apart) + k for k in range(len(cell.zone_leaves))]
-        self.size = len(cell.sums) + len(self.states) + len(self.apart) + len(self.zones)
-        # A sum that is kept stays where it is; other values take the places of sums, which nobody needs after the step.
-        own = {s.node: i for i, s in enumerate(cell.sums)}
-        free = [i for i, s in enumerate(cell.sums) if s.node not in cell.kept]
-        self.kept: dict[Expression, int] = {}
-        for value in cell.kept:
-            if value in own:
-                self.kept[value] = own[value]
-            elif free:
-                self.kept[value] = free.pop(0)
-            else:
-                self.kept[value] = self.size
-                self.size += 1
-        loose = [self.operands[m] for m, o in enumerate(cell.operands) if not o.carried]
-        self.columns = [*self.states, *self.kept.values(), *loose]
-
-    def step(self, phase: int, seen: Frame) -> dict[int, hl.Expr]:
-        """What the step writes in a phase. The flags, with masks: whether this step, and the next, see the states before
-        them."""
-        cell = self.cell
-        known = {s.node: seen.now[i] for i, s in enumerate(cell.sums)}
-        known |= {
-            leaf: _if(seen.flags[0], seen.before[place]) if cell.masked else seen.before[place]
-            for leaf, place in zip(cell.state_leaves, self.states, strict=True)
-        }
-        known |= dict(zip(cell.constant_leaves, seen.constants, strict=True))
-        known |= {leaf: seen.now[place] for leaf, place in zip(cell.zone_leaves, self.zones, strict=True)}
-        # an operand of an earlier phase is there
-        known |= {
-            o.value: seen.now[place]
-            for o, place in zip(cell.operands, self.operands, strict=True)
-            if not o.carried and o.phase < phase
-        }
-        dtype = seen.now[0].type()
-        if phase < cell.phases - 1:
-            due = [(o.value, self.operands[m]) for m, o in enumerate(cell.operands) if not o.carried and o.phase == phase]
-            return dict(zip((p for _, p in due), compute([e for e, _ in due], known, dtype), strict=True))
-        kept, places = list(self.kept), list(self.kept.values())
-        values = compute([*cell.new, *kept], known, dtype)
-        written = dict(zip([*self.states, *places], values, strict=True))
-        # what the next step multiplies
-        after = dict(known)
-        for leaf, value in zip(cell.state_leaves, values, strict=False):
-            after[leaf] = _if(seen.flags[1], value) if cell.masked else value
-        for m in self.apart:
-            o = cell.operands[m]
-            if o.carried:
-                fixed = {e: x for e, x in after.items() if e.op in ("state", "vector", "mask")}
-                written[self.operands[m]] = compute([o.value], fixed, dtype)[0]
-        return {i: value for i, value in written.items() if value is not seen.now[i]}
-
-
-def _if(condition: hl.Expr, value: hl.Expr) -> hl.Expr:
-    return hl.select(condition, value, constant(0, value))
-
-
-def compute(roots: Sequence[Expression], known: dict[Expression, hl.Expr], dtype: hl.Type) -> list[hl.Expr]:
-    """Expressions of a cell as Halide's."""
-    return evaluate(roots, known, FUNCTIONS, lambda value: hl.cast(dtype, hl.f64(value)))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from . import _check, _generators, backend
-from ._backends.halide import HalideBackend, _pieces, _plan
 from ._backends.base import Walk
+from ._backends.halide import HalideBackend, _pieces, _plan
 from ._threads import get_num_threads
 from .layers import Layer
 
@@ -66,7 +66,11 @@ def _tile(layer: Layer, direction: str, N: int, masks: bool, instructions: str) 
     """The register tile that the kernel will choose from the sizes, and what the threads share."""
     table = _generators.module("machine")
     d = layer.cell.masked if masks else layer.cell.plain
-    phases = [s.phase for s in (d.sums if direction == "forward" else d.back_sums) if direction == "bptt" or s.hidden is not None]
+    phases = [
+        s.phase
+        for s in (d.sums if direction == "forward" else d.back_sums)
+        if direction == "bptt" or s.hidden is not None
+    ]
     sums = max((phases.count(phase) for phase in phases), default=1)
     lean = len(d.sums) > 1 or d.masked or not d.hidden
     lanes = table.LANES[instructions] // layer.dtype.itemsize

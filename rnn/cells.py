@@ -43,8 +43,10 @@ else:
     maximum, minimum, where = _expressions.maximum, _expressions.minimum, _expressions.where
 
 __all__ = [
+    "MASK",
     "CellEquations",
     "CellError",
+    "Derivation",
     "Expression",
     "exp",
     "log",

@@ -278,7 +278,7 @@ def run_training(
     rng = np.random.default_rng(seed)
     say(f"reading the data ({backend.current().name} backend)")
     task = make(rng)
-    how = tasks.recipe(mode, task.size)
+    how = tasks.recipe(mode, task.size, cell)
     how = how._replace(epochs=epochs or how.epochs, hidden=hidden or how.hidden, lr=lr or how.lr)
     layer = tasks.make_layer(task, how.hidden, seed, cell)
     named = f"{task.name} {mode}" + (f", {cell}" if cell != "rnn" else "")
@@ -399,7 +399,7 @@ def fitted(
 @click.option("--bytes", "as_bytes", is_flag=True, help="Learn single bytes, not characters: any file will do.")
 @cells("lstm")
 @click.option("--layers", type=click.IntRange(1), metavar="N", help="Layers over each other.  [default: 2]")
-@click.option("--dropout", type=Finite(0, 1, max_open=True), metavar="P", help="Between the layers.  [default: 0]")
+@click.option("--dropout", type=Finite(0, 1, max_open=True), metavar="P", help="Between the layers.  [default: 0.1]")
 @click.option("--lanes", type=click.IntRange(1), metavar="N", help="Places of the text walked through at once.")
 @click.option("--steps", type=click.IntRange(1), metavar="N", help="Characters from one optimizer step to the next.")
 @training

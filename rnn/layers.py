@@ -233,7 +233,7 @@ class Layer:
             shapes["bias_ih"] = (cell.inputs * H,)
             if cell.hidden:
                 shapes["bias_hh"] = (cell.hidden * H,)
-        return shapes | {name: (H,) for name in cell.vectors}
+        return shapes | dict.fromkeys(cell.vectors, (H,))
 
     @property
     def is_random(self) -> bool:
@@ -531,7 +531,7 @@ class LSTM(Layer):
             raise ValueError(f"forget_bias: expected None {why}, got {forget_bias!r}")
         H = self.hidden_size
         for name, weight in self.weights.items():
-            if name.startswith("bias_ih") or name.startswith("bias_hh"):
+            if name.startswith(("bias_ih", "bias_hh")):
                 weight[H : 2 * H] = start if name.startswith("bias_ih") else 0
 
     def _arrange(self, **config: Any) -> None:
@@ -606,7 +606,9 @@ def cell(definition: type) -> type[Layer]:
     if definition.__name__ in BUILT_IN_LAYERS:
         raise ValueError(f"cell: expected a name other than {', '.join(BUILT_IN_LAYERS)}, got {definition.__name__}")
     text = (definition.__doc__ or "A cell of one's own.") + "\n\nArguments as `rnn.layers.Layer`."
-    return type(definition.__name__, (Layer,), {"cell": equations, "__doc__": text, "__module__": definition.__module__})
+    return type(
+        definition.__name__, (Layer,), {"cell": equations, "__doc__": text, "__module__": definition.__module__}
+    )
 
 
 BUILT_IN_LAYERS = ("RNN", "LSTM", "GRU", "MGU", "IndRNN", "Layer")

@@ -24,7 +24,7 @@ from .optim import clip_norm as clip
 
 __all__ = ["History", "Progress", "TrainingDiverged", "evaluate", "fit"]
 
-Pair = tuple[Array, NDArray[Any]]
+Pair = tuple[NDArray[Any], NDArray[Any]]
 Encode = Callable[[NDArray[Any]], Array]
 
 
@@ -280,7 +280,7 @@ def _take(array: NDArray[Any], lanes: slice | NDArray[np.intp]) -> NDArray[Any]:
 
 def _train(
     layer: Layer,
-    x: Array,
+    x: NDArray[Any],
     target: NDArray[Any],
     loss: Loss,
     optimizer: Optimizer,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -53,7 +53,6 @@ class HalideBackend:
         (T, N, _), H, dtype = x.shape, initial[0].shape[1], x.dtype
         if 0 in (T, N, H):
             return self._empty.forward(cell, x, initial, weights, walk)
-        lengths = _whole(T, N) if walk.lengths is None else walk.lengths
         masks = _masks(walk, cell, T, N, H, dtype)
         plan = _plan(cell, bool(masks))
         frames = empty((plan.columns, T + 1, N, H), dtype)
@@ -78,7 +77,7 @@ class HalideBackend:
             kernel(
                 int(walk.reverse),
                 int(not whole),
-                _within(lengths, start, stop),
+                _within(walk.lengths, start, stop, N),
                 x[start:stop],
                 now,
                 *fixed,
@@ -108,7 +107,6 @@ class HalideBackend:
         (T, N, I), H, dtype = x.shape, tape.states[0].shape[2], x.dtype
         if 0 in (T, N, H):
             return self._empty.bptt(cell, x, weights, tape, d_output, d_last, walk)
-        lengths = _whole(T, N) if walk.lengths is None else walk.lengths
         masks = _masks(walk, cell, T, N, H, dtype)
         plan, frames = _plan(cell, bool(masks)), tape.kept
         A, B = cell.inputs * H, cell.hidden * H
@@ -131,7 +129,7 @@ class HalideBackend:
                 last = deltas[border, :, : cell.states].swapaxes(0, 1).copy(order="C")
             kernel(
                 int(walk.reverse),
-                _within(lengths, start, stop),
+                _within(walk.lengths, start, stop, N),
                 weight_hh,
                 weight_ho,
                 vectors,
@@ -232,10 +230,10 @@ def _pieces(plan: _Plan, walk: Walk, T: int, N: int, H: int, itemsize: int) -> l
     return pieces[::-1] if walk.reverse else pieces
 
 
-def _within(lengths: Any, start: int, stop: int) -> Any:
-    """The lengths of rows within a piece."""
-    if start == 0 and stop >= lengths.max():
-        return lengths
+def _within(lengths: Any, start: int, stop: int, N: int) -> Any:
+    """The lengths of N rows within a piece."""
+    if lengths is None:
+        return _whole(stop - start, N)
     return np.clip(lengths - np.int32(start), 0, stop - start)
 
 
@@ -258,7 +256,7 @@ class _Plan(NamedTuple):
     loose: dict[int, int]  # operand -> its column of the tape
 
 
-@lru_cache(maxsize=None)
+@cache
 def _plan(cell: CellEquations, masked: bool) -> _Plan:
     d = cell.masked if masked else cell.plain
     seen_by: list[int] = [-1] * len(d.hidden)

@@ -16,6 +16,7 @@ from ..cells import CellEquations
 from .base import Backend
 from .halide import HalideBackend, Kernel, Kernels, check_schedule
 
+
 @cache
 def _compiled(generator: str, cell: CellEquations | None, schedule: str, dtype: str, masked: bool) -> Any:
     import halide as hl

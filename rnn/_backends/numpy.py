@@ -43,9 +43,7 @@ class NumpyBackend:
             gradients = fast.bptt(cell.name, x, weights, tape.states[0], d_output, d_last[0])
             return Gradients(gradients.weights, gradients.x, gradients.initial)
         last = tuple(np.zeros(tape.states[0].shape[1:], x.dtype) if d is None else d for d in d_last)
-        back = recurrence.bptt(
-            _known(cell), x, weights, tape.states, tape.kept, d_output, last, **_options(walk)
-        )
+        back = recurrence.bptt(_known(cell), x, weights, tape.states, tape.kept, d_output, last, **_options(walk))
         return Gradients(back.weights, back.x, back.initial)
 
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:

@@ -15,8 +15,8 @@ from .._threads import get_num_threads
 from ..backend import BackendUnavailable
 from ..baselines import theano_environment
 from ..baselines.remote import Answer, Remote
-from . import numpy as reference
 from ..cells import CellEquations
+from . import numpy as reference
 from .base import Array, Backend, Gradients, Tape, Walk
 
 WORKER = Path(baselines.__file__).with_name("theano_worker.py")
@@ -66,7 +66,9 @@ class TheanoBackend:
             return self._empty.bptt(cell, x, weights, tape, d_output, d_last, walk)
         (states,), (d_state,) = tape.states, d_last
         last = np.zeros_like(states[-1]) if d_state is None else d_state
-        answer = self._ask("bptt", cell.name, {"x": x, "states": states, "d_output": d_output, "d_last": last, **weights})
+        answer = self._ask(
+            "bptt", cell.name, {"x": x, "states": states, "d_output": d_output, "d_last": last, **weights}
+        )
         found = answer.arrays
         return Gradients({name: found[name] for name in weights}, found["x"], (found["h0"],))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,9 @@ import numpy as np
 from onnx import AttributeProto, NodeProto, helper
 
 from .._backends.base import Array
+from ..layers import Layer
 from ._cells import ACTIVATIONS, DEFAULTS, Activation, NodeCell
-from ._layers import Layer, NotCarried, Sizes, make, own_cell, reorder, suffixes
+from ._layers import NotCarried, Sizes, make, own_cell, reorder, suffixes
 
 GATES_OF = {"RNN": "h", "LSTM": "iofg", "GRU": "zrn"}
 """ONNX's order of the gates, in our letters: its c is our g, its h of a GRU our n."""
@@ -300,7 +301,7 @@ class Runner:
         each = sizes.directions // len(runs)
         split = [run.output.reshape(steps, lanes, each, sizes.hidden_size) for run in runs]
         Y = np.concatenate(split, axis=2).swapaxes(1, 2)
-        after = [run.state if node.op == "LSTM" else (run.state,) for run in runs]
+        after = [run.state if isinstance(run.state, tuple) else (run.state,) for run in runs]
         last = [
             np.concatenate([state[i].reshape(each, lanes, sizes.hidden_size) for state in after])
             for i in range(len(after[0]))
@@ -343,7 +344,7 @@ class Runner:
         return states
 
 
-def _known(cell: NodeCell) -> str | Callable[..., Layer]:
+def _known(cell: NodeCell) -> str | type[Layer]:
     return own_cell(cell) if cell.name is None else cell.name
 
 

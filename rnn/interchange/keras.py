@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from .._backends.base import Array
+from ..layers import Layer
 from ._layers import (
     GATES,
-    Layer,
     NotCarried,
     Sizes,
     add_readout,

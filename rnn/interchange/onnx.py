@@ -19,11 +19,11 @@ from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_help
 
 from .. import _check
 from .._backends.base import Array
+from ..layers import Layer
 from . import _nodes
 from . import _plumbing as plumbing
 from ._cells import NodeCell
 from ._layers import (
-    Layer,
     NotCarried,
     Sizes,
     add_readout,

@@ -9,9 +9,9 @@ import re
 from collections.abc import Mapping
 
 from .._backends.base import Array
+from ..layers import Layer
 from ._layers import (
     GATES,
-    Layer,
     NotCarried,
     Sizes,
     add_readout,

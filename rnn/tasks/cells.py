@@ -6,7 +6,7 @@ from typing import Any
 
 from ..layers import GRU, LSTM, MGU, RNN, IndRNN, Layer
 
-__all__ = ["CELLS", "layer_of"]
+__all__ = ["CELLS", "is_gated", "layer_of"]
 
 CELLS: dict[str, tuple[type[Layer], dict[str, Any]]] = {
     "rnn": (RNN, {}),
@@ -22,6 +22,11 @@ CELLS: dict[str, tuple[type[Layer], dict[str, Any]]] = {
     "indrnn-tanh": (IndRNN, {"nonlinearity": "tanh"}),
 }
 """Name -> layer class, and what its constructor gets besides sizes and seed."""
+
+
+def is_gated(cell: str) -> bool:
+    """Whether gates say how much of the state changes: such cells want learning rates a few times higher."""
+    return cell.startswith(("lstm", "gru", "mgu"))
 
 
 def layer_of(cell: str, input_size: int, hidden_size: int, num_layers: int = 1, **options: Any) -> Layer:

@@ -31,7 +31,7 @@ from .._memory import empty
 from ..layers import Layer
 from ..losses import SoftmaxCrossEntropy
 from ..training import Callback, History, Pair, evaluate, fit
-from .cells import layer_of
+from .cells import is_gated, layer_of
 from .data import DataError, Values, check_file
 from .training import CLIP_NORM, CosineAdam
 
@@ -58,8 +58,7 @@ LANES = 32
 STEPS = 32
 LANE_STEPS = 128
 """Optimizer steps that a lane of a long text lasts: the state starts from zero once in so many."""
-GATED = ("lstm", "gru", "mgu")
-CHARACTERS = 10**7
+CHARACTERS = 5 * 10**6
 """To be seen in training, counted over all epochs, if the text is long enough for it."""
 
 
@@ -217,16 +216,16 @@ def recipe(text: Text, cell: str = "lstm", *, lanes: int | None = None, steps: i
         raise DataError(
             f"lanes: expected at most {there} for {there + 1} {unit} of {text.name} to train on, got {lanes}"
         )
-    epochs = min(50, max(10, round(CHARACTERS / there)))
+    epochs = min(50, max(5, round(CHARACTERS / there)))
     return TextRecipe(
         cell,
         layers=2,
         hidden=128,
-        dropout=0.0,
+        dropout=0.1,
         lanes=lanes or max(1, min(LANES, there // STEPS)),
         steps=steps,
         epochs=epochs,
-        lr=0.01 if cell.startswith(GATED) else 0.003,
+        lr=0.01 if is_gated(cell) else 0.003,
     )
 
 
