@@ -3,8 +3,8 @@
     pip install "halide-rnn[jit,peers]"; python examples/own_cell.py
 
 The cell is the light GRU of Ravanelli et al., "Light gated recurrent units for speech recognition", 2018: no reset
-gate, and a ReLU where the GRU has tanh. This file builds it, checks its gradient, and times it against the same equations in
-PyTorch, eager and compiled, and in JAX (whichever are installed).
+gate, and a ReLU where the GRU has tanh. This file builds it, checks its gradient, and times it against the same
+equations in PyTorch, eager and compiled, and in JAX (whichever are installed).
 """
 
 from __future__ import annotations

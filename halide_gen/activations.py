@@ -5,8 +5,8 @@ NaN and the infinities give the limits. Halide reorders floating-point sums by d
 `strict_float`, takes hold of all that a value is made of, also of the equations around it, which costs every
 multiply-add there: an LSTM's step had twice the instructions. So nothing here depends on the order of a sum.
 
-Largest error over every 257th float32 (16.7 million values; AVX-512): tanh TANH ulp, sigmoid SIGMOID ulp. float64, 40,000
-random values: both below 2.5 ulp.
+Largest error over every 257th float32 (16.7 million values; AVX-512, SSE4.1): tanh 2.44 ulp, sigmoid 3.11 ulp.
+float64, 40,000 random values: both below 2.4 ulp.
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ class Precision:
     exp_lowest: float  # exp of anything below is 0
     tanh_one: float  # tanh of anything above is 1
     ln2_high: float  # ln 2 in two parts; n * ln2_high is exact for every n in use
-    ln2_low: (
-        int  # in units of 2^-low_bits, so that it is an integer's product with n, which no one merges with the other
-    )
+    ln2_low: int  # in units of 2^-low_bits: an integer's product with n, which no compiler merges with the other
     low_bits: int
     exp: tuple[float, ...]  # of r, |r| <= ln 2 / 2, lowest power first
     expm1: tuple[float, ...]  # q with exp(r) - 1 = r + r^2 q(r)
@@ -134,9 +132,8 @@ def tanh(x: hl.Expr) -> hl.Expr:
     a = hl.min(hl.abs(x), constant(p.tanh_one, x))
     r, n = reduced(a + a)
     scale = power_of_two(n, x)
-    d = scale * (r + r * r * polynomial(r, p.expm1)) + hl.cast(
-        x.type(), hl.cast(p.integer, scale) - hl.cast(p.integer, 1)
-    )
+    less_one = hl.cast(x.type(), hl.cast(p.integer, scale) - hl.cast(p.integer, 1))
+    d = scale * (r + r * r * polynomial(r, p.expm1)) + less_one
     value = d / (d + constant(2, x))
     return with_nan(x, hl.select(x < constant(0, x), -value, value))
 

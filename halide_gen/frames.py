@@ -43,8 +43,8 @@ class ForwardFrame:
         self.columns = [*self.states, *self.kept.values(), *loose]
 
     def step(self, phase: int, seen: Frame) -> dict[int, hl.Expr]:
-        """What the step writes in a phase. The flags, with masks: whether this step, and the next, see the states before
-        them."""
+        """What the step writes in a phase. The flags, with masks: whether this step, and the next, see the states
+        before them."""
         cell = self.cell
         known = {s.node: seen.now[i] for i, s in enumerate(cell.sums)}
         known |= {

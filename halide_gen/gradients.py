@@ -1,4 +1,4 @@
-"""The generator of what BPTT's deltas give: the gradients of the weights and of the input, one pipeline for any cell."""
+"""The generator of what BPTT's deltas give: the gradients of weights and input, one pipeline for any cell."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from schedules import schedule
 class Gradients:
     """Sums over all T N rows of outer products of deltas and what they were multiplied by, and W_ih^T delta.
 
-    Shapes are NumPy's; a buffer's dimensions come in the reverse order. A and B rows of W_ih and W_hh, D sums; T, N >= 1.
+    Shapes are NumPy's; a buffer's dimensions come in the reverse order. A and B rows of W_ih
+    and W_hh, D sums; T, N >= 1.
     """
 
     schedule = hl.GeneratorParam("tuned")

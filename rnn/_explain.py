@@ -25,8 +25,8 @@ class Explanation(NamedTuple):
 def explain(layer: Layer, shape: tuple[int, int], *, masks: bool | None = None) -> Explanation:
     """Which kernels, schedule and threads a layer's passes over x of `shape` (T, N), or (T, N, I), will use, and why.
 
-    masks: whether there will be resets, recurrent dropout or zoneout; None: as training of this layer has them. Nothing is
-    run or compiled. Raises TypeError or ValueError naming the argument.
+    masks: whether there will be resets, recurrent dropout or zoneout; None: as training of this layer has them.
+    Nothing is run or compiled. Raises TypeError or ValueError naming the argument.
     """
     if not isinstance(layer, Layer):
         raise TypeError(f"layer: expected a layer, got {type(layer).__name__}")
@@ -83,8 +83,8 @@ def _tile(layer: Layer, direction: str, N: int, masks: bool, instructions: str) 
     count = table.blocks(N, tile.rows)
     threads, wide = get_num_threads(), layer.hidden_size**2 * sums >= table.SPLIT_UNITS
     tile_text = (
-        f"tile {name}: {units} units x {tile.rows} row{'s' * (tile.rows > 1)} x {sums} sum{'s' * (sums > 1)} in registers "
-        f"({count} block{'s' * (count > 1)} of rows for N={N})"
+        f"tile {name}: {units} units x {tile.rows} row{'s' * (tile.rows > 1)} x {sums} sum{'s' * (sums > 1)} "
+        f"in registers ({count} block{'s' * (count > 1)} of rows for N={N})"
     )
     if threads == 1:
         shared = "1 thread"

@@ -33,7 +33,7 @@ from .checkpoint import Checkpoint, CheckpointError, load
 from .layers import Layer
 from .tasks import frames, sobel
 from .tasks import text as writing
-from .tasks.data import LONGEST_SIDE, MOST_FRAMES, require
+from .tasks.data import LONGEST_SIDE, MOST_FRAMES, check_file, require
 from .tasks.task import Sample, output
 from .training import Callback, History, Progress, TrainingDiverged
 
@@ -784,7 +784,7 @@ def compile_cells(file: Path, dtype: str, out: Path | None, as_json: bool) -> in
 
 def cells_in(file: Path) -> list[type[Layer]]:
     """The layer classes that a Python file makes of its own cells. Raises DataError, CellError."""
-    tasks.check_file(file)
+    check_file(file)
     name = f"rnn_cells_in_{file.stem}"
     # A loader of its own, as the name need not end in .py.
     spec = importlib.util.spec_from_loader(name, SourceFileLoader(name, str(file)))
@@ -792,6 +792,7 @@ def cells_in(file: Path) -> list[type[Layer]]:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # as `import` does: dataclasses and the like look it up
+    path = list(sys.path)
     sys.path.insert(0, str(file.parent.absolute()))  # what it imports may lie beside it
     try:
         spec.loader.exec_module(module)
@@ -802,7 +803,7 @@ def cells_in(file: Path) -> list[type[Layer]]:
             f"{file}: expected Python that can be imported, got {type(error).__name__}: {error}"
         ) from error
     finally:
-        sys.path.pop(0)
+        sys.path[:] = path
     found = {
         made.__name__: made
         for made in vars(module).values()

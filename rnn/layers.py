@@ -17,8 +17,8 @@ __all__ = ["GRU", "LSTM", "MGU", "RNN", "Gradients", "IndRNN", "Layer", "Run", "
 NONLINEARITIES = ("tanh", "sigmoid", "relu")
 State = Array | tuple[Array, ...]
 """One array where the cell has one state, else a tuple, in the cell's order (LSTM: h, c). Each is (N, H), or
-(num_layers * D, N, H) where there are several layers or D = 2 directions: as PyTorch numbers them, layer by layer, in each
-the forward direction first."""
+(num_layers * D, N, H) where there are several layers or D = 2 directions: as PyTorch numbers them, layer by layer, in
+each the forward direction first."""
 
 _L = TypeVar("_L", bound="Layer")
 
@@ -50,8 +50,8 @@ class Run(NamedTuple):
     layer: Layer
     backend: Backend
     output: Array
-    """(T, N, O): the readout of each state, or in a layer without readout the states: O = H, or 2 H where two directions
-    are concatenated."""
+    """(T, N, O): the readout of each state, or in a layer without readout the states: O = H, or 2 H where two
+    directions are concatenated."""
     passes: tuple[_Pass, ...]
     weights: dict[str, Array]
     masks: tuple[Array, ...]
@@ -76,8 +76,8 @@ def _last(done: _Pass, k: int) -> Array:
 
 
 class Gradients(NamedTuple):
-    """Gradients of a loss: `weights` (the names and shapes of the layer's), `x` (T, N, I), `state` (as `Run.state`: of the
-    initial state)."""
+    """Gradients of a loss: `weights` (the names and shapes of the layer's), `x` (T, N, I), `state` (as `Run.state`: of
+    the initial state)."""
 
     weights: dict[str, Array]
     x: Array
@@ -99,7 +99,7 @@ class Layer:
     input_size, hidden_size, output_size   of the input, each state and the output, any of them 0 or more
         (`output_size=None`: no readout, the output is the last layer's state)
     num_layers     each layer but the first sees the output of the one below
-    bidirectional  each layer runs forward and in reverse; `merge` "concat" puts the two outputs side by side, "sum" adds
+    bidirectional  each layer runs forward and in reverse; `merge` "concat" puts both outputs side by side, "sum" adds
     reverse        every layer runs from the end of the sequence to its start (not with `bidirectional`)
     bias           False: no biases at all
     dropout        the share of numbers between two layers that training sets to 0
@@ -110,8 +110,8 @@ class Layer:
     seed           as in numpy.random.default_rng, for the weights
     dtype          "float32" or "float64"
 
-    Attributes: `weights`, a dict of arrays with PyTorch's names and shapes: weight_ih_l0 (G*H, I), weight_hh_l0 (G*H, H),
-    bias_ih_l0 and bias_hh_l0 (G*H,) for G gates, `_l1` and so on for further layers, with `_reverse` for the other
+    Attributes: `weights`, a dict of arrays with PyTorch's names and shapes: weight_ih_l0 (G*H, I), weight_hh_l0
+    (G*H, H), bias_ih_l0 and bias_hh_l0 (G*H,) for G gates, `_l1` and so on for further layers, with `_reverse` for the other
     direction; vectors of the cell as NAME_l0 (H,); weight_ho (O, H or 2 H), bias_o (O,). All start uniform in
     [-1/sqrt(H), 1/sqrt(H)). Put new arrays in as you like; names, shapes and dtype are checked at each call.
 
@@ -332,8 +332,8 @@ class Layer:
         return walk
 
     def step(self, x: Array, state: State | None = None) -> tuple[Array, State]:
-        """One time step, for streams: x (N, I) and the state after the step before (None: zeros) to the output (N, O) and
-        the state after this one. The same numbers as `forward` over a longer sequence, bit by bit; raises as it does."""
+        """One time step, for streams: x (N, I) and the state after the step before (None: zeros) to the output (N, O)
+        and the state after this one. The same bits as `forward` over a longer sequence; raises as it does."""
         _check.expect("x", x, self.dtype, (None, self.input_size), "NI")
         if self.bidirectional or self.reverse:
             raise ValueError("step: expected a layer that runs forward in time alone")
@@ -483,8 +483,8 @@ class Layer:
 
 
 class RNN(Layer):
-    """Plain (Elman) recurrent units: h_t = act(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), `nonlinearity` "tanh", "sigmoid" or
-    "relu". Elman, "Finding structure in time", 1990; as torch.nn.RNN. Further arguments as `Layer`."""
+    """Plain (Elman) recurrent units: h_t = act(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), `nonlinearity` "tanh", "sigmoid"
+    or "relu". Elman, "Finding structure in time", 1990; as torch.nn.RNN. Further arguments as `Layer`."""
 
     def __init__(self, *args: Any, nonlinearity: str = "tanh", **kwargs: Any) -> None:
         self._choose(nonlinearity)
@@ -549,8 +549,8 @@ class LSTM(Layer):
 class GRU(Layer):
     """Gated recurrent units, gates r z n: h_t = (1 - z) n + z h_{t-1}, Cho et al., 2014.
 
-    `reset_after` (torch.nn.GRU, cuDNN): n = tanh(W_in x + b_in + r (W_hn h + b_hn)); else, as in the paper and by default
-    in ONNX, n = tanh(W_in x + b_in + W_hn (r h) + b_hn). Further arguments as `Layer`.
+    `reset_after` (torch.nn.GRU, cuDNN): n = tanh(W_in x + b_in + r (W_hn h + b_hn)); else, as in the paper and by
+    default in ONNX, n = tanh(W_in x + b_in + W_hn (r h) + b_hn). Further arguments as `Layer`.
     """
 
     def __init__(self, *args: Any, reset_after: bool = True, **kwargs: Any) -> None:

@@ -48,7 +48,8 @@ class Jit(Kernels):
         return self._kernel(name, None, dtype, False)
 
     def origin(self, direction: str, cell: CellEquations, dtype: str, masked: bool) -> str:
-        return f"{direction}_{cell}_{self._schedule}_{dtype}{'_masked' * masked}, compiled by Halide's JIT at the first call"
+        name = f"{direction}_{cell}_{self._schedule}_{dtype}{'_masked' * masked}"
+        return f"{name}, compiled by Halide's JIT at the first call"
 
     def _kernel(self, generator: str, cell: CellEquations | None, dtype: str, masked: bool) -> Kernel:
         import halide as hl

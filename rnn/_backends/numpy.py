@@ -1,5 +1,5 @@
-"""NumPy as a backend: float32 and float64, no kernels needed. Fast where `baselines.numpy` has the cell, and for the rest
-the reference."""
+"""NumPy as a backend: float32 and float64, no kernels needed. Fast where `baselines.numpy` has the cell, and for the
+rest the reference."""
 
 from __future__ import annotations
 

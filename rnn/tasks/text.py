@@ -207,7 +207,8 @@ def _is_surrogate(codes: NDArray[Any]) -> NDArray[np.bool_]:
 def recipe(text: Text, cell: str = "lstm", *, lanes: int | None = None, steps: int | None = None) -> TextRecipe:
     """The recipe for a text: found by trying on one of half a million characters.
 
-    lanes: at most 32 if None, and fewer for a short text. Raises DataError for more than there are characters for.
+    lanes: None is 32, and fewer for a short text; steps: None is 32. Raises DataError for more lanes than there are
+    characters for.
     """
     steps = steps or STEPS
     there = len(text.training) - 1
@@ -222,7 +223,7 @@ def recipe(text: Text, cell: str = "lstm", *, lanes: int | None = None, steps: i
         layers=2,
         hidden=128,
         dropout=0.1,
-        lanes=lanes or max(1, min(LANES, there // STEPS)),
+        lanes=lanes or max(1, min(LANES, there // steps)),
         steps=steps,
         epochs=epochs,
         lr=0.01 if is_gated(cell) else 0.003,
