@@ -82,10 +82,6 @@ LANES = {"avx512": 64, "avx2": 32, "sse41": 16}
 # Weights from which on one step is worth 1 us for a fork and join: 1024 x 1024 gains 1.35 on 2 threads.
 SPLIT_UNITS = 1 << 17
 
-# Bytes of recurrent weights that stay in L2 beside the rest, and the most blocks of rows that share them if they don't.
-NEAR = 1 << 19
-TOGETHER = 8
-
 
 def machine(instruction_set: str, sums: int, lean: bool) -> Machine:
     """The entry of the table for an instruction set and so many sums a unit: the most sums that it has for any more.

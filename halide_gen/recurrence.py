@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import halide as hl
 from blocks import Layout, blocks, inside, layouts, mostly_inside, only_if
-from machine import NEAR, SPLIT_UNITS, TOGETHER
+from machine import SPLIT_UNITS
 from matmul import BlockedProjection, Panel, Projection, Weight
 from schedules import Schedule
 
@@ -58,11 +58,6 @@ class Equations:
     flags: Sequence[Callable[[hl.Expr, hl.Expr], hl.Expr]]  # (slot, row) -> a condition that steps ask for
     length: Callable[[hl.Expr], hl.Expr]  # of a row
     needed: Callable[[hl.Expr, hl.Expr], hl.Expr]  # (slot, length): whether a row of no more than that takes part
-
-    @property
-    def fed(self) -> int:
-        """Blocks of weights that a step multiplies by."""
-        return 0 if self.weights is None else self.weights.gates
 
     @property
     def sums(self) -> int:
@@ -262,21 +257,15 @@ def sequence(
     # ---- schedule
     for number, (recurrence, once) in enumerate(made):
         layout = recurrence.layout
-        jo, ji, group, batch, row, vo, vi = (
-            hl.Var(f"{v}_{layout.name}") for v in ("jo", "ji", "group", "batch", "row", "vo", "vi")
-        )
+        jo, ji, batch, row, vo, vi = (hl.Var(f"{v}_{layout.name}") for v in ("jo", "ji", "batch", "row", "vo", "vi"))
         guard = hl.TailStrategy.GuardWithIf
         update = out.update(number)
         update.split(j, jo, ji, layout.units, guard).split(n, batch, row, layout.tile.rows, guard)
         update.split(v, vo, vi, columns, guard)
-        # Blocks of rows that go through a step together take a block of weights from L2, one after the other.
         count = blocks(e.rows, layout.tile.rows)
-        far = e.width * e.width * e.fed * e.dtype.bytes() > NEAR
-        together = hl.select(far, hl.clamp(blocks(count, threads), 1, TOGETHER), 1)
-        update.split(batch, group, batch, together, guard)
-        update.reorder(ji, vi, row, i, jo, vo, batch, group, once).vectorize(ji, layout.lanes, guard).unroll(vi)
-        update.never_partition([row, i, batch, group, vo])
+        update.reorder(ji, vi, row, i, jo, vo, batch, once).vectorize(ji, layout.lanes, guard).unroll(vi)
+        update.never_partition([row, i, batch, vo])
         if plan.parallel:
-            update.parallel(group)
+            update.parallel(batch)
         few = (count < threads) & (e.width * e.width * e.sums >= SPLIT_UNITS)
-        recurrence.schedule(out, group, few if plan.split_units else None)
+        recurrence.schedule(out, batch, few if plan.split_units else None)

@@ -111,8 +111,8 @@ class Layer:
     dtype          "float32" or "float64"
 
     Attributes: `weights`, a dict of arrays with PyTorch's names and shapes: weight_ih_l0 (G*H, I), weight_hh_l0
-    (G*H, H), bias_ih_l0 and bias_hh_l0 (G*H,) for G gates, `_l1` and so on for further layers, with `_reverse` for the other
-    direction; vectors of the cell as NAME_l0 (H,); weight_ho (O, H or 2 H), bias_o (O,). All start uniform in
+    (G*H, H), bias_ih_l0 and bias_hh_l0 (G*H,) for G gates, `_l1` and so on for further layers, with `_reverse` for the
+    other direction; vectors of the cell as NAME_l0 (H,); weight_ho (O, H or 2 H), bias_o (O,). All start uniform in
     [-1/sqrt(H), 1/sqrt(H)). Put new arrays in as you like; names, shapes and dtype are checked at each call.
 
     Raises TypeError or ValueError naming the argument, OverflowError if a weight had 2^31 elements or more.
