@@ -158,7 +158,8 @@ def log(x: hl.Expr) -> hl.Expr:
     subnormal = x < constant(2.0 ** (1 - p.bias), x)
     value = hl.log(hl.select(subnormal, x * constant(2.0 ** (p.mantissa + 1), x), x))
     value = value - hl.select(subnormal, constant((p.mantissa + 1) * math.log(2), x), constant(0, x))
-    value = hl.select(x == infinity, infinity, value)
+    bits = hl.reinterpret(p.integer, x)  # the infinite is taken for impossible otherwise
+    value = hl.select(bits == hl.reinterpret(p.integer, infinity), infinity, value)
     value = hl.select(x > constant(0, x), value, hl.select(x < constant(0, x), constant(math.nan, x), -infinity))
     return with_nan(x, value)
 
@@ -173,6 +174,7 @@ FUNCTIONS: dict[str, Callable[..., hl.Expr]] = {
     "sub": lambda a, b: a - b,
     "mul": lambda a, b: a * b,
     "div": lambda a, b: a / b,
+    "apart": lambda a: a,  # frames.py has it
     "abs": hl.abs,
     "less": lambda a, b: a < b,
     "where": hl.select,

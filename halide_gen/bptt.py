@@ -10,7 +10,7 @@ import halide as hl
 from blocks import inside, starts_at_zero
 from cells import CELLS
 from derivation import derive
-from frames import BackFrame
+from frames import BackFrame, kept_apart
 from matmul import Projection, Weight
 from recurrence import Equations, Place, Projected, Recurrence, Start, sequence
 from schedules import schedule
@@ -136,6 +136,7 @@ class BPTT:
                 came_on,
                 *([lambda s, n: walk.goes_on(T + 1 - s, n)] if g.masked else []),
             ],
+            apart=lambda x: kept_apart(x, g.threads >> 20),
             length=walk.length,
             needed=lambda s, length: s >= T + 1 - length,
         )

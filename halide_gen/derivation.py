@@ -147,6 +147,9 @@ def derive(cell: Cell, masked: bool = False) -> Derivation:
     gates, states, vectors = (_names(cell, what) for what in ("gates", "states", "vectors"))
     if not gates or not states:
         raise CellError(f"{type(cell).__name__}: expected at least one gate and one state")
+    if len(set(gates + vectors)) < len(gates + vectors):
+        listed = ", ".join(gates + vectors)
+        raise CellError(f"{type(cell).__name__}: expected names that differ for gates and vectors, got {listed}")
     leaves = tuple(node("state", label=name) for name in states)
     zones = tuple(zone(name) for name in states) if masked else ()
     answer = cell.step(_Inputs(gates), _Hidden(gates, vectors, masked), *leaves)
@@ -329,6 +332,11 @@ def _kept(
     seen: set[Expression] = set()
     done: set[Expression] = set()
 
+    def costly(e: Expression) -> bool:
+        """Whether the forward pass computes it, at some cost."""
+        below = (b.op for b in ordered([e]))
+        return e.op in OPERATIONS and OPERATIONS[e.op].costly and not {"d_state", "back"} & set(below)
+
     def from_states(e: Expression) -> bool:
         if e in new:
             return True
@@ -344,7 +352,7 @@ def _kept(
             seen.add(leaves[new.index(e)])
         elif e.op == "state":
             seen.add(e)
-        elif e in sums or (e.op in OPERATIONS and OPERATIONS[e.op].costly and not from_states(e)):
+        elif e in sums or (costly(e) and not from_states(e)):
             kept[e] = None
         else:
             for a in e.args:

@@ -8,6 +8,7 @@ Nothing here knows Halide, NumPy, layouts or time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
 from typing import Any, NamedTuple, Union
 
 Operand = Union["Expression", float, int]
@@ -102,10 +103,9 @@ def lift(value: Operand) -> Expression:
     """`value` as an expression. Raises TypeError for what is neither an expression nor a number."""
     if isinstance(value, Expression):
         return value
-    try:
+    if isinstance(value, Real):
         return constant(float(value))
-    except (TypeError, ValueError):
-        raise TypeError(f"a cell's equations: expected a value or a number, got {type(value).__name__}") from None
+    raise TypeError(f"a cell's equations: expected a value or a number, got {type(value).__name__}")
 
 
 ZERO, ONE = constant(0), constant(1)
@@ -121,14 +121,20 @@ def _sum(a: Expression, b: Expression) -> Expression:
         return constant(numbers[0] + numbers[1])
     if a is ZERO or b is ZERO:
         return b if a is ZERO else a
-    return node("add", a, b)
+    return node("add", a, _apart(a, b))
 
 
 def _difference(a: Expression, b: Expression) -> Expression:
     numbers = _numbers(a, b)
     if numbers:
         return constant(numbers[0] - numbers[1])
-    return a if b is ZERO else node("sub", a, b)
+    return a if b is ZERO else node("sub", a, _apart(a, b))
+
+
+def _apart(a: Expression, b: Expression) -> Expression:
+    """b, rounded before it is added to a. Of a sum of two products a compiler fuses one, and not the same one in each
+    copy of the code, which would give other bits for another number of threads."""
+    return node("apart", b) if a.op == b.op == "mul" else b
 
 
 def _product(a: Expression, b: Expression) -> Expression:
@@ -205,6 +211,7 @@ OPERATIONS: dict[str, Operation] = {
     "sub": Operation(lambda d, y, a, b: (d, -d)),
     "mul": Operation(lambda d, y, a, b: (d * b, d * a)),
     "div": Operation(lambda d, y, a, b: (d / b, -(d * y) / b), costly=True),
+    "apart": Operation(lambda d, y, a: (d,)),
     "abs": Operation(lambda d, y, a: (where(a < 0, -d, where(a > 0, d, 0)),)),
     "less": Operation(lambda d, y, a, b: (None, None)),
     "where": Operation(lambda d, y, c, a, b: (None, where(c, d, 0), where(c, 0, d))),

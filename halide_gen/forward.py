@@ -11,7 +11,7 @@ from blocks import inside, starts_at_zero
 from cells import CELLS
 from derivation import MASK, Sum, derive
 from expressions import Expression
-from frames import ForwardFrame, compute, where
+from frames import ForwardFrame, compute, kept_apart, where
 from matmul import Projection, Weight
 from recurrence import Equations, Place, Recurrence, Start, sequence
 from schedules import schedule
@@ -118,7 +118,7 @@ class Forward:
             if g.masked:
                 leaves[MASK] = g.mask[j, n]
                 leaves = {leaf: where(walk.goes_on(hl.Expr(1), n), value) for leaf, value in leaves.items()}
-            return compute([value], leaves, g.x.type())[0]
+            return compute([value], leaves, lambda x: kept_apart(x, g.threads >> 20))[0]
 
         constants = [vector(p) for p in range(len(cell.vectors))]
         if g.masked:
@@ -143,6 +143,7 @@ class Forward:
             step=frame.step,
             constants=constants,
             flags=[walk.goes_on, lambda s, n: walk.goes_on(s + 1, n)] if g.masked else [],
+            apart=lambda x: kept_apart(x, g.threads >> 20),
             length=walk.length,
             needed=lambda s, length: s <= length,
         )

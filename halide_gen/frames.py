@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import halide as hl
-from activations import FUNCTIONS, constant
+from activations import FUNCTIONS, PRECISION, constant
 from derivation import Derivation, latest
 from expressions import ZERO, Expression, evaluate
 from recurrence import Frame
@@ -59,14 +59,13 @@ class ForwardFrame:
             for o, place in zip(cell.operands, self.operands, strict=True)
             if not o.carried and o.phase < phase
         }
-        dtype = seen.now[0].type()
         if phase < cell.phases - 1:
             due = [
                 (o.value, self.operands[m]) for m, o in enumerate(cell.operands) if not o.carried and o.phase == phase
             ]
-            return dict(zip((p for _, p in due), compute([e for e, _ in due], known, dtype), strict=True))
+            return dict(zip((p for _, p in due), compute([e for e, _ in due], known, seen.apart), strict=True))
         kept, places = list(self.kept), list(self.kept.values())
-        values = compute([*cell.new, *kept], known, dtype)
+        values = compute([*cell.new, *kept], known, seen.apart)
         written = dict(zip([*self.states, *places], values, strict=True))
         # what the next step multiplies
         after = dict(known)
@@ -76,7 +75,7 @@ class ForwardFrame:
             o = cell.operands[m]
             if o.carried:
                 fixed = {e: x for e, x in after.items() if e.op in ("state", "vector", "mask")}
-                written[self.operands[m]] = compute([o.value], fixed, dtype)[0]
+                written[self.operands[m]] = compute([o.value], fixed, seen.apart)[0]
         return {i: value for i, value in written.items() if value is not seen.now[i]}
 
 
@@ -131,11 +130,10 @@ class BackFrame:
         fixed = dict(zip(cell.constant_leaves, seen.constants, strict=True))
         fixed |= {leaf: seen.now[place] for leaf, place in zip(cell.zone_leaves, self.zones, strict=True)}
         sums = {s.node: seen.now[i] for i, s in enumerate(cell.back_sums)}
-        dtype = zero.type()
 
         # what reaches each new state: from outside, from the step after past its products, and through its operands
         after = {cell.state_leaves[k]: seen.now[place] for k, place in self.states.items()}
-        through = compute(cell.from_operands, fixed | after | sums, dtype)
+        through = compute(cell.from_operands, fixed | after | sums, seen.apart)
         d_new = [
             seen.now[place] + hl.select(came_on, seen.before[place] + back, zero)
             for place, back in zip(self.gradients, through, strict=True)
@@ -151,19 +149,19 @@ class BackFrame:
 
         written: dict[int, hl.Expr] = {}
         due = [(delta, place) for delta, place in self.deltas.items() if latest(delta, self.phase) == phase]
-        values = compute([delta for delta, _ in due], known, dtype)
+        values = compute([delta for delta, _ in due], known, seen.apart)
         for (_, place), value in zip(due, values, strict=True):
             written[place] = hl.select(active, value, zero)
         final = phase == cell.back_phases - 1
         if final:
-            carried = compute(cell.carried, known, dtype)
+            carried = compute(cell.carried, known, seen.apart)
             for place, value in zip(self.gradients, carried, strict=True):
                 value = hl.select(active, value, zero)
                 written[place] = hl.select(goes_on[0], value, zero) if goes_on else value
             for k, place in enumerate(self.columns):
                 if place not in self.deltas.values():
                     delta = cell.deltas[k] if k < len(cell.deltas) else ZERO
-                    written[place] = hl.select(active, compute([delta], known, dtype)[0], zero)
+                    written[place] = hl.select(active, compute([delta], known, seen.apart)[0], zero)
         for k in range(len(cell.new)):
             place = self.columns[k]
             if place in written:
@@ -176,6 +174,16 @@ def where(condition: hl.Expr, value: hl.Expr) -> hl.Expr:
     return hl.select(condition, value, constant(0, value))
 
 
-def compute(roots: Sequence[Expression], known: Mapping[Expression, hl.Expr], dtype: hl.Type) -> list[hl.Expr]:
-    """Expressions of a cell as Halide's."""
-    return evaluate(roots, known, FUNCTIONS, lambda value: hl.cast(dtype, hl.f64(value)))
+def compute(
+    roots: Sequence[Expression], known: Mapping[Expression, hl.Expr], apart: Callable[[hl.Expr], hl.Expr]
+) -> list[hl.Expr]:
+    """Expressions of a cell as Halide's; `apart` gives a value that nothing can be merged with."""
+    like = next(iter(known.values()))
+    functions = {**FUNCTIONS, "apart": apart}
+    return evaluate(roots, known, functions, lambda value: constant(value, like))
+
+
+def kept_apart(x: hl.Expr, zero: hl.Expr) -> hl.Expr:
+    """x, after a detour through its bits and a `zero` that no compiler knows."""
+    integer = PRECISION[x.type().bits()].integer
+    return hl.reinterpret(x.type(), hl.reinterpret(integer, x) + hl.cast(integer, zero))

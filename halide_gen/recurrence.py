@@ -56,6 +56,7 @@ class Equations:
     step: Callable[[int, Frame], Mapping[int, hl.Expr]]  # (phase, frame) -> what it writes, by place
     constants: Sequence[Callable[[hl.Expr, hl.Expr], hl.Expr]]  # (unit, row) -> a number for all time
     flags: Sequence[Callable[[hl.Expr, hl.Expr], hl.Expr]]  # (slot, row) -> a condition that steps ask for
+    apart: Callable[[hl.Expr], hl.Expr]  # its argument, which nothing can be merged with
     length: Callable[[hl.Expr], hl.Expr]  # of a row
     needed: Callable[[hl.Expr, hl.Expr], hl.Expr]  # (slot, length): whether a row of no more than that takes part
 
@@ -75,6 +76,7 @@ class Frame:
     ahead: list[hl.Expr]  # the frame of the slot after, as it is before its step
     constants: list[hl.Expr]
     flags: list[hl.Expr]
+    apart: Callable[[hl.Expr], hl.Expr]  # see frames.py
 
 
 class Recurrence:
@@ -153,6 +155,7 @@ class Recurrence:
             frame(rslot + 1) if e.ahead else [],
             [hl.Expr(constant[at, rrow, rblock, batch]) for constant in self.constants],
             [hl.Expr(flag[rrow, batch, rslot]) != 0 for flag in self.flags],
+            e.apart,
         )
         summing = hl.likely(rk < K)
         k = hl.min(hl.likely(rk), e.width - 1)

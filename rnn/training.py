@@ -386,6 +386,9 @@ def _resume(
         *((key, value, stored.training.get(key)) for key, value in settings.items()),
     ):
         if here != there:
+            if isinstance(here, dict) and isinstance(there, dict):
+                differing = [key for key in there | here if there.get(key) != here.get(key)]
+                here, there = ({key: one[key] for key in differing if key in one} for one in (here, there))
             raise ValueError(f"resume: {what} differs: expected {there} as in {name}, got {here}")
     try:
         point = _Point(

@@ -33,10 +33,17 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(20161121)
 
 
+@pytest.fixture(scope="session")
+def _kernel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kernels")
+
+
 @pytest.fixture(autouse=True)
-def _fresh_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test starts on the default backend and number of threads, and leaves them as they were."""
+def _fresh_settings(monkeypatch: pytest.MonkeyPatch, _kernel_folder: Path) -> Iterator[None]:
+    """Each test starts on the default backend and number of threads, and leaves them as they were; kernels that it has
+    compiled do not go into the user's folder."""
     monkeypatch.setattr(rnn.backend, "_default", None)
+    monkeypatch.setenv("RNN_CACHE", str(_kernel_folder))
     threads = rnn.get_num_threads()
     yield
     if rnn.get_num_threads() != threads:

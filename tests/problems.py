@@ -40,7 +40,15 @@ class Problem(NamedTuple):
         return self.T * self.N * weights
 
     def layer(self, seed: int | np.random.Generator = 0) -> rnn.RNN:
-        return rnn.RNN(self.I, self.H, self.O, self.nonlinearity, self.bias, seed, self.dtype)
+        return rnn.RNN(
+            self.I,
+            self.H,
+            output_size=self.O,
+            nonlinearity=self.nonlinearity,
+            bias=self.bias,
+            seed=seed,
+            dtype=self.dtype,
+        )
 
 
 class Data(NamedTuple):

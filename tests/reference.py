@@ -2,32 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
-from rnn._backends.base import Array, Gradients, Tape
+from rnn import backend
+from rnn._backends.base import Array, Gradients, Tape, Walk
 from rnn.baselines import recurrence
 from rnn.baselines.cells import CELLS
+from rnn.cells import CellEquations
 
 
 class ReferenceBackend:
     name = "reference"
     schedule: str | None = None
 
-    def forward(self, cell: str, x: Array, h0: Array, weights: Mapping[str, Array]) -> Tape:
-        run = recurrence.forward(CELLS[cell], x, (h0,), weights)
+    def forward(
+        self, cell: CellEquations, x: Array, initial: Sequence[Array], weights: Mapping[str, Array], walk: Walk
+    ) -> Tape:
+        run = recurrence.forward(CELLS[cell.name], x, initial, weights, **options(walk))
         return Tape(run.states, run.kept, run.output)
 
     def bptt(
         self,
-        cell: str,
+        cell: CellEquations,
         x: Array,
         weights: Mapping[str, Array],
         tape: Tape,
         d_output: Array,
-        d_state: Array | None,
+        d_last: Sequence[Array | None],
+        walk: Walk,
     ) -> Gradients:
-        d_last = np.zeros_like(tape.states[0][-1]) if d_state is None else d_state
-        gradients = recurrence.bptt(CELLS[cell], x, weights, tape.states, tape.gates, d_output, (d_last,))
-        return Gradients(gradients.weights, gradients.x, gradients.initial[0])
+        last = [np.zeros(tape.states[0].shape[1:], x.dtype) if d is None else d for d in d_last]
+        made = recurrence.bptt(CELLS[cell.name], x, weights, tape.states, tape.kept, d_output, last, **options(walk))
+        return Gradients(made.weights, made.x, made.initial)
+
+    def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        product: Array = np.einsum("tni,oi->tno", x, weight)
+        return product if bias is None else product + bias
+
+    def linear_bptt(self, x: Array, weight: Array, d_output: Array) -> tuple[Array, Array, Array]:
+        d_x, d_weight = np.einsum("tno,oi->tni", d_output, weight), np.einsum("tno,tni->oi", d_output, x)
+        return d_x, d_weight, d_output.sum(axis=(0, 1))
+
+
+def options(walk: Walk) -> dict[str, Any]:
+    """A walk in the words of the reference."""
+    return walk._asdict() | {"reset": None if walk.reset is None else walk.reset != 0}
+
+
+@contextmanager
+def on_the_reference() -> Iterator[None]:
+    """Layers run on it inside a `with` block."""
+    token = backend._chosen.set(ReferenceBackend())
+    try:
+        yield
+    finally:
+        backend._chosen.reset(token)

@@ -15,7 +15,7 @@ from numpy.lib.stride_tricks import as_strided
 import rnn
 
 F4 = np.float32
-LAYER = rnn.RNN(3, 4, 2, seed=0)
+LAYER = rnn.RNN(3, 4, output_size=2, seed=0)
 X, H0 = np.zeros((5, 2, 3), F4), np.zeros((2, 4), F4)
 D_OUTPUT, D_STATE = np.zeros((5, 2, 2), F4), np.zeros((2, 4), F4)
 
@@ -25,8 +25,12 @@ def huge(*shape: int) -> np.ndarray:
     return as_strided(np.zeros(1, F4), shape, [0] * len(shape))
 
 
-def forward(x: Any = X, h0: Any = None) -> None:
-    LAYER.forward(x, h0)
+def forward(x: Any = X, state: Any = None, **options: Any) -> None:
+    LAYER.forward(x, state, **options)
+
+
+def lstm(state: Any = None, **config: Any) -> None:
+    rnn.LSTM(3, 4, **config).forward(X, state)
 
 
 def bptt(d_output: Any = D_OUTPUT, d_state: Any = None, run: Any = None) -> None:
@@ -34,7 +38,7 @@ def bptt(d_output: Any = D_OUTPUT, d_state: Any = None, run: Any = None) -> None
 
 
 def with_weights(**changed: Any) -> None:
-    layer = rnn.RNN(3, 4, 2, seed=0)
+    layer = rnn.RNN(3, 4, output_size=2, seed=0)
     layer.weights |= changed
     layer.forward(X)
 
@@ -46,7 +50,7 @@ def fit(**changed: Any) -> None:
         "optimizer": rnn.SGD(0.1),
         "epochs": 1,
     }
-    rnn.fit(rnn.RNN(3, 4, 2, seed=0), **arguments | changed)
+    rnn.fit(rnn.RNN(3, 4, output_size=2, seed=0), **arguments | changed)
 
 
 Case = tuple[Callable[[], object], type[Exception], str]
@@ -60,7 +64,7 @@ CASES: dict[str, Case] = {
     ),
     "size is a float": (lambda: rnn.RNN(3, 4.0), TypeError, "hidden_size: expected an integer .*got 4.0"),
     "size is a bool": (lambda: rnn.RNN(3, True), TypeError, "hidden_size: .*got True"),
-    "size is a string": (lambda: rnn.RNN(3, 4, "2"), TypeError, "output_size: .*got '2'"),
+    "size is a string": (lambda: rnn.RNN(3, 4, output_size="2"), TypeError, "output_size: .*got '2'"),
     "size is an array": (lambda: rnn.RNN(3, np.ones(2, int)), TypeError, "hidden_size: .*got ndarray"),
     "size of 2^31": (
         lambda: rnn.RNN(2**31, 0),
@@ -73,12 +77,12 @@ CASES: dict[str, Case] = {
         "weight_hh_l0: .*shape \\(46341, 46341\\)",
     ),
     "nonlinearity": (
-        lambda: rnn.RNN(3, 4, None, "swish"),
+        lambda: rnn.RNN(3, 4, nonlinearity="swish"),
         ValueError,
         "nonlinearity: .*tanh, sigmoid, relu.*'swish'",
     ),
     "nonlinearity is a function": (
-        lambda: rnn.RNN(3, 4, None, np.tanh),
+        lambda: rnn.RNN(3, 4, nonlinearity=np.tanh),
         TypeError,
         "nonlinearity: .*got ufunc",
     ),
@@ -97,6 +101,70 @@ CASES: dict[str, Case] = {
     ),
     "dtype is nonsense": (lambda: rnn.RNN(3, 4, dtype="floats"), TypeError, "dtype: .*got 'floats'"),
     "dtype is None": (lambda: rnn.RNN(3, 4, dtype=None), ValueError, "dtype: .*got None"),
+    # options of layers
+    "no layers": (lambda: rnn.LSTM(3, 4, 0), ValueError, "num_layers: expected an integer of at least 1, got 0"),
+    "bidirectional": (lambda: rnn.LSTM(3, 4, 1, 1), TypeError, "bidirectional: expected True or False, got 1"),
+    "reverse in both directions": (
+        lambda: rnn.LSTM(3, 4, bidirectional=True, reverse=True),
+        ValueError,
+        "reverse: expected False in a bidirectional layer",
+    ),
+    "merge": (lambda: rnn.LSTM(3, 4, merge="max"), ValueError, "merge: expected one of concat, sum, got 'max'"),
+    "dropout of 1": (lambda: rnn.LSTM(3, 4, dropout=1), ValueError, r"dropout: expected a number in \[0, 1\), got 1"),
+    "recurrent_dropout is negative": (
+        lambda: rnn.LSTM(3, 4, recurrent_dropout=-0.1),
+        ValueError,
+        "recurrent_dropout: .*got -0.1",
+    ),
+    "zoneout is NaN": (lambda: rnn.GRU(3, 4, zoneout=float("nan")), ValueError, "zoneout: .*got nan"),
+    "zoneout of another cell": (
+        lambda: rnn.GRU(3, 4, zoneout=(0.1, 0.2)),
+        ValueError,
+        "zoneout: expected one number, or one for each of 1 states, got 2",
+    ),
+    "zoneout of one state": (lambda: rnn.LSTM(3, 4, zoneout=(0.1, "a")), TypeError, r"zoneout\[1\]: .*got 'a'"),
+    "peepholes": (lambda: rnn.LSTM(3, 4, peepholes="all"), TypeError, "peepholes: expected True or False"),
+    "reset_after": (lambda: rnn.GRU(3, 4, reset_after=None), TypeError, "reset_after: expected True or False"),
+    "forget_bias without the gate": (
+        lambda: rnn.LSTM(3, 4, coupled=True, forget_bias=1),
+        ValueError,
+        "forget_bias: expected None in a coupled LSTM, which has no gate f, got 1",
+    ),
+    "forget_bias without biases": (
+        lambda: rnn.LSTM(3, 4, bias=False, forget_bias=1),
+        ValueError,
+        "forget_bias: expected None without biases, got 1",
+    ),
+    "nonlinearity of an IndRNN": (
+        lambda: rnn.IndRNN(3, 4, nonlinearity="sigmoid"),
+        ValueError,
+        "nonlinearity: expected one of tanh, relu, got 'sigmoid'",
+    ),
+    "state_dict of another layer": (
+        lambda: LAYER.load_state_dict(rnn.LSTM(3, 4).state_dict()),
+        ValueError,
+        "state_dict: expected exactly the names .*bias_o, got",
+    ),
+    "state_dict of another size": (
+        lambda: LAYER.load_state_dict(rnn.RNN(3, 5, output_size=2).state_dict()),
+        ValueError,
+        r"state_dict\['weight_ih_l0'\]: .*\(G=4, I=3\), got \(5, 3\)",
+    ),
+    "weights of another dtype": (
+        lambda: LAYER.load_state_dict(rnn.RNN(3, 4, output_size=2, dtype="float64").state_dict()),
+        TypeError,
+        r"state_dict\['weight_ih_l0'\]: .*got dtype float64",
+    ),
+    "config of no layer": (
+        lambda: rnn.Layer.from_weights({"layer": "Unknown", "input_size": 3, "hidden_size": 4}, {}),
+        ValueError,
+        "layer: expected one of .*LSTM.*got 'Unknown'",
+    ),
+    "config of another layer": (
+        lambda: rnn.GRU.from_weights(LAYER.config(), LAYER.weights),
+        ValueError,
+        "config: expected that of a GRU, got that of a RNN",
+    ),
     # forward
     "x is a list": (
         lambda: forward(X.tolist()),
@@ -135,13 +203,49 @@ CASES: dict[str, Case] = {
         OverflowError,
         r"states or the output.*536870913",
     ),
-    "h0 is float64": (
+    "state is float64": (
         lambda: forward(X, H0.astype("f8")),
         TypeError,
-        "h0: expected a float32 .*got dtype float64",
+        "state: expected a float32 .*got dtype float64",
     ),
-    "h0 has other lanes": (lambda: forward(X, H0[:1]), ValueError, r"h0: .*\(N=2, H=4\), got \(1, 4\)"),
-    "h0 has rank 3": (lambda: forward(X, H0[None]), ValueError, "h0: .*got rank 3"),
+    "state has other lanes": (lambda: forward(X, H0[:1]), ValueError, r"state: .*\(N=2, H=4\), got \(1, 4\)"),
+    "state has rank 3": (lambda: forward(X, H0[None]), ValueError, "state: .*got rank 3"),
+    "two states for one": (lambda: forward(X, (H0, H0)), TypeError, "state: expected a float32 .*got tuple"),
+    "one state for two": (
+        lambda: lstm(H0),
+        TypeError,
+        r"state: expected a tuple of 2 arrays \(h, c\), got ndarray",
+    ),
+    "three states for two": (lambda: lstm((H0, H0, H0)), TypeError, r"state: .*\(h, c\), got 3 of them"),
+    "a state is None": (lambda: lstm((H0, None)), TypeError, "state: c: expected a float32 .*got NoneType"),
+    "c has other units": (lambda: lstm((H0, H0[:, :3])), ValueError, r"state: c: .*H=4\), got \(2, 3\)"),
+    "states of one layer for two": (
+        lambda: lstm((H0, H0), num_layers=2),
+        ValueError,
+        r"state: h: .*\(L=2, N=2, H=4\), got rank 2",
+    ),
+    # options of forward
+    "lengths are floats": (
+        lambda: forward(lengths=[1.0, 2.0]),
+        TypeError,
+        r"lengths: expected 2 integers \(N=2\) from 0 to T=5, got dtype float64",
+    ),
+    "lengths are booleans": (lambda: forward(lengths=[True, False]), TypeError, "lengths: .*got dtype bool"),
+    "a length too few": (lambda: forward(lengths=[1]), ValueError, r"lengths: .*got shape \(1,\)"),
+    "one length for all": (lambda: forward(lengths=3), ValueError, r"lengths: .*got shape \(\)"),
+    "a length past the end": (lambda: forward(lengths=[0, 6]), ValueError, "lengths: .*to T=5, got 0 to 6"),
+    "a length of -1": (lambda: forward(lengths=[-1, 3]), ValueError, "lengths: .*got -1 to 3"),
+    "a length of 2^32": (lambda: forward(lengths=[2**32, 3]), ValueError, "lengths: .*got 3 to 4294967296"),
+    "reset is integer": (
+        lambda: forward(reset=np.zeros((5, 2), int)),
+        TypeError,
+        r"reset: expected a bool array of shape \(T=5, N=2\), got dtype int64",
+    ),
+    "reset of another shape": (
+        lambda: forward(reset=np.zeros((2, 5), bool)),
+        ValueError,
+        r"reset: .*got shape \(2, 5\)",
+    ),
     # weights
     "a weight is missing": (
         lambda: LAYER_WITHOUT.forward(X),
@@ -156,7 +260,7 @@ CASES: dict[str, Case] = {
     "a weight is transposed": (
         lambda: with_weights(weight_ih_l0=np.zeros((3, 4), F4)),
         ValueError,
-        r"weights\['weight_ih_l0'\]: .*\(H=4, I=3\), got \(3, 4\)",
+        r"weights\['weight_ih_l0'\]: .*\(G=4, I=3\), got \(3, 4\)",
     ),
     "a weight is float64": (
         lambda: with_weights(bias_o=np.zeros(2)),
@@ -181,8 +285,13 @@ CASES: dict[str, Case] = {
         ValueError,
         r"d_state: .*H=4\), got \(2, 3\)",
     ),
+    "d_state of one state for two": (
+        lambda: (layer := rnn.LSTM(3, 4)).bptt(layer.forward(X), np.zeros((5, 2, 4), F4), H0),
+        TypeError,
+        r"d_state: expected a tuple of 2 arrays \(h, c\), got ndarray",
+    ),
     "run of another layer": (
-        lambda: bptt(run=rnn.RNN(3, 4, 2).forward(X)),
+        lambda: bptt(run=rnn.RNN(3, 4, output_size=2).forward(X)),
         ValueError,
         "run: expected a run of this",
     ),
@@ -305,7 +414,7 @@ CASES: dict[str, Case] = {
         ValueError,
         "metadata: expected at most 262144 bytes of JSON, got 262153",
     ),
-    "save of no layer": (lambda: rnn.save("unwritten", X), TypeError, "layer: expected an RNN, got ndarray"),
+    "save of no layer": (lambda: rnn.save("unwritten", X), TypeError, "layer: expected a layer, got ndarray"),
     # backends
     "unknown backend": (
         lambda: rnn.backend.use("torch"),
@@ -321,9 +430,9 @@ CASES: dict[str, Case] = {
     "schedule is a number": (lambda: rnn.backend.use("numpy", schedule=3), TypeError, "schedule: .*got int"),
 }
 
-LAYER_WITHOUT = rnn.RNN(3, 4, 2)
+LAYER_WITHOUT = rnn.RNN(3, 4, output_size=2)
 del LAYER_WITHOUT.weights["bias_o"]
-LAYER_OF_LIST = rnn.RNN(3, 4, 2)
+LAYER_OF_LIST = rnn.RNN(3, 4, output_size=2)
 LAYER_OF_LIST.weights = list(LAYER_OF_LIST.weights.values())  # type: ignore[assignment]
 
 

@@ -32,10 +32,12 @@ from rivals import (
 )
 from tolerance import assert_close, tolerance
 
+from rnn._backends.base import Walk
 from rnn._backends.numpy import NumpyBackend
 from rnn.baselines import numpy, recurrence, tutorial
 from rnn.baselines.cells import CELLS, Array
 from rnn.baselines.network import Objective
+from rnn.cells import BUILT_IN
 
 RIVALS: dict[str, ModuleType] = {"numpy": numpy, "tutorial": tutorial}
 PAIRS = [
@@ -59,21 +61,22 @@ def test_losses_and_updates_are_the_references(name: str, case: Case) -> None:
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 def test_the_numpy_backend_is_the_reference(problem: Problem) -> None:
     x, h0, weights, d_output, d_state = data(problem)
-    want = ReferenceBackend().forward(problem.cell, x, h0, weights)
-    got = NumpyBackend().forward(problem.cell, x, h0, weights)
+    cell = BUILT_IN[problem.cell]
+    want = ReferenceBackend().forward(cell, x, (h0,), weights, Walk())
+    got = NumpyBackend().forward(cell, x, (h0,), weights, Walk())
     assert_close("states", got.states[0], want.states[0], tolerance(problem, backward=False))
     assert_close("output", got.output, want.output, tolerance(problem, backward=False))
     for last in (d_state, None):
         back, got_back = (
-            backend.bptt(problem.cell, x, weights, want, d_output, last)
-            for backend in (ReferenceBackend(), NumpyBackend())
+            backend.bptt(cell, x, weights, tape, d_output, (last,), Walk())
+            for backend, tape in ((ReferenceBackend(), want), (NumpyBackend(), got))
         )
         allowed = tolerance(problem, backward=True)
         assert got_back.weights.keys() == back.weights.keys()
         for name, gradient in back.weights.items():
             assert_close(name, got_back.weights[name], gradient, allowed)
         assert_close("x", got_back.x, back.x, allowed)
-        assert_close("h0", got_back.h0, back.h0, allowed)
+        assert_close("h0", got_back.initial[0], back.initial[0], allowed)
 
 
 @pytest.mark.parametrize("name", RIVALS)

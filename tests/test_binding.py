@@ -10,30 +10,33 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from problems import SHAPES, Problem, data
+from problems import SHAPES, Problem
 
-from rnn._backends.halide import HalideBackend
+from rnn._backends.base import Walk
+from rnn._backends.halide import Compiled, HalideBackend, Kernel, Kernels
 from rnn._kernels import kernels
+from rnn.cells import BUILT_IN, CellEquations
 
-T, N, I, H, O = 3, 4, 5, 6, 2
+T, N, I, H = 3, 4, 5, 6
 FORWARD = kernels["forward_rnn_tanh_tuned_float32"]
 
 
-def arguments() -> dict[str, NDArray[Any]]:
+def arguments() -> dict[str, Any]:
+    """What the kernel takes: of a cell with one gate, one state, nothing kept and no vectors."""
     shapes = {
         "x": (T, N, I),
-        "h0": (N, H),
+        "initial": (1, N, H),
         "weight_ih": (H, I),
         "weight_hh": (H, H),
         "bias_ih": (H,),
         "bias_hh": (H,),
-        "weight_ho": (O, H),
-        "bias_o": (O,),
-        "states": (T + 1, N, H),
-        "output": (T, N, O),
+        "vectors": (0, H),
+        "tape": (1, T + 1, N, H),
     }
-    assert list(shapes) == FORWARD.arguments
-    return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    given: dict[str, Any] = {"reverse": 0, "first": 0, "lengths": np.full(N, T, np.int32)}
+    given |= {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    assert list(given) == FORWARD.arguments
+    return given
 
 
 def read_only(a: NDArray[Any]) -> NDArray[Any]:
@@ -42,7 +45,7 @@ def read_only(a: NDArray[Any]) -> NDArray[Any]:
     return a
 
 
-DEFECTS: list[tuple[str, str, Callable[[NDArray[Any]], Any], type[Exception], str]] = [
+DEFECTS: list[tuple[str, str, Callable[[Any], Any], type[Exception], str]] = [
     ("x", "float64", lambda a: a.astype(np.float64), TypeError, "expected float32"),
     ("x", "integers", lambda a: a.astype(np.int32), TypeError, "expected float32"),
     ("x", "other byte order", lambda a: a.astype(">f4"), TypeError, "native byte order"),
@@ -66,13 +69,18 @@ DEFECTS: list[tuple[str, str, Callable[[NDArray[Any]], Any], type[Exception], st
         OverflowError,
         "2^31",
     ),
-    ("h0", "a row too few", lambda a: a[:-1], ValueError, "h0"),
+    ("initial", "a row too few", lambda a: a[:, :-1], ValueError, "initial"),
+    ("lengths", "64 bits", lambda a: a.astype(np.int64), TypeError, "expected int32"),
+    ("lengths", "a row too few", lambda a: a[:-1], ValueError, "lengths"),
+    ("reverse", "an array", lambda a: np.zeros(2, np.int32), TypeError, "expected a 32-bit integer"),
+    ("reverse", "None", lambda a: None, TypeError, "expected a 32-bit integer"),
+    ("reverse", "2^32", lambda a: 2**32, TypeError, "expected a 32-bit integer"),
     ("weight_hh", "a column too few", lambda a: np.ascontiguousarray(a[:, :-1]), ValueError, "weight_hh"),
-    ("states", "read-only", read_only, TypeError, "writable"),
+    ("tape", "read-only", read_only, TypeError, "writable"),
     (
-        "states",
+        "tape",
         "rows that overlap",
-        lambda a: np.lib.stride_tricks.as_strided(a, a.shape, (0, 4 * H, 4)),
+        lambda a: np.lib.stride_tricks.as_strided(a, a.shape, (0, 0, 4 * H, 4)),
         ValueError,
         "overlap",
     ),
@@ -83,35 +91,52 @@ DEFECTS: list[tuple[str, str, Callable[[NDArray[Any]], Any], type[Exception], st
     ("name", "defect", "spoil", "error", "words"), DEFECTS, ids=[f"{d[0]}, {d[1]}" for d in DEFECTS]
 )
 def test_defects_are_refused_by_name(
-    name: str, defect: str, spoil: Callable[[NDArray[Any]], Any], error: type[Exception], words: str
+    name: str, defect: str, spoil: Callable[[Any], Any], error: type[Exception], words: str
 ) -> None:
     given = arguments()
-    given["states"][:] = given["output"][:] = 7
+    given["tape"][:] = 7
     spoilt = {**given, name: spoil(given[name])}
     with pytest.raises(error, match=name) as raised:
         FORWARD(*spoilt.values())
     assert words in str(raised.value)
-    assert (given["states"] == 7).all()
-    assert (given["output"] == 7).all()
+    assert (given["tape"] == 7).all()
 
 
-def test_outputs_share_memory_with_nothing() -> None:
+@pytest.mark.parametrize("name", ["x", "initial", "weight_hh"])
+def test_outputs_share_memory_with_nothing(name: str) -> None:
     given = arguments()
     memory = np.zeros(1000, np.float32)
-    for first, second in (("states", "output"), ("x", "states"), ("weight_ho", "output")):
-        shared = dict(given)
-        for name in (first, second):
-            shared[name] = memory[: given[name].size].reshape(given[name].shape)
-        with pytest.raises(ValueError, match="expected memory of its own"):
-            FORWARD(*shared.values())
+    for one in (name, "tape"):
+        given[one] = memory[: given[one].size].reshape(given[one].shape)
+    with pytest.raises(ValueError, match=f"tape: expected memory of its own, got memory shared with {name}"):
+        FORWARD(*given.values())
 
 
 def test_too_few_and_too_many_arguments() -> None:
     given = list(arguments().values())
-    with pytest.raises(TypeError, match="expected an array for output"):
+    with pytest.raises(TypeError, match="expected tape, got too few arguments"):
         FORWARD(*given[:-1])
-    with pytest.raises(TypeError, match="expected 10 arrays, got 11"):
-        FORWARD(*given, given[0])
+    with pytest.raises(TypeError, match="expected 11 arguments, got 12"):
+        FORWARD(*given, given[-1])
+
+
+def test_good_arguments_are_taken() -> None:
+    given = arguments()
+    given["bias_hh"][:] = 0.5
+    given["initial"][:] = 0.25
+    FORWARD(*given.values())
+    np.testing.assert_array_equal(given["tape"][0, 0], given["initial"][0])
+    np.testing.assert_allclose(given["tape"][0, 1:], np.tanh(0.5), rtol=1e-6)
+
+
+def test_a_tape_may_begin_after_the_initial_states() -> None:
+    whole, part = arguments(), arguments()
+    whole["initial"][:] = part["initial"][:] = 0.25
+    whole["weight_hh"][:] = part["weight_hh"][:] = np.eye(H, dtype=np.float32)
+    part |= {"first": 1, "tape": np.zeros((1, T, N, H), np.float32)}
+    FORWARD(*whole.values())
+    FORWARD(*part.values())
+    np.testing.assert_array_equal(part["tape"], whole["tape"][:, 1:])
 
 
 class Guarded:
@@ -136,26 +161,65 @@ class Guarded:
         return copy
 
 
-@pytest.mark.parametrize("at_the_end", [True, False], ids=["before a guard page", "after a guard page"])
-@pytest.mark.parametrize("schedule", ["naive", "vectorized", "parallel", "tiled", "tuned"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_kernels_stay_inside_their_arrays(shape: Problem, schedule: str, at_the_end: bool) -> None:
-    """A read or a write outside would end the process; every array of a call, in and out, is guarded."""
-    guard = Guarded(at_the_end)
+class GuardedKernels(Kernels):
+    """The compiled ones, called with guarded copies of every array, in and out."""
 
-    def find(direction: str, cell: str, dtype: str) -> Callable[..., None]:
-        def call(*arrays: NDArray[Any]) -> None:
-            copies = [guard(array) for array in arrays]
-            kernels[f"{direction}_{cell}_{schedule}_{dtype}"](*copies)
-            for array, copy in zip(arrays, copies, strict=True):
-                if array.flags.writeable:
-                    array[...] = copy
+    def __init__(self, schedule: str, at_the_end: bool) -> None:
+        self.compiled = Compiled(schedule, kernels)
+        self.guard = Guarded(at_the_end)
+
+    def recurrent(self, direction: str, cell: CellEquations, dtype: str, masked: bool) -> Kernel:
+        return self.guarded(self.compiled.recurrent(direction, cell, dtype, masked))
+
+    def product(self, name: str, dtype: str) -> Kernel:
+        return self.guarded(self.compiled.product(name, dtype))
+
+    def guarded(self, kernel: Kernel) -> Kernel:
+        def call(*given: Any) -> None:
+            copies = [self.guard(one) if isinstance(one, np.ndarray) else one for one in given]
+            kernel(*copies)
+            for one, copy in zip(given, copies, strict=True):
+                if isinstance(one, np.ndarray) and one.flags.writeable:
+                    one[...] = copy
 
         return call
 
-    x, h0, weights, d_output, d_state = data(shape)
-    chosen = HalideBackend("halide", schedule, find)
-    tape = chosen.forward("rnn_tanh", x, h0, weights)
-    gradients = chosen.bptt("rnn_tanh", x, weights, tape, d_output, d_state)
-    assert np.isfinite(tape.output).all()
-    assert np.isfinite(gradients.x).all()
+
+GUARDED = [(schedule, "rnn_tanh") for schedule in ("naive", "vectorized", "parallel", "tiled", "tuned")]
+GUARDED += [("tuned", cell) for cell in BUILT_IN if cell != "rnn_tanh"]
+
+
+@pytest.mark.parametrize("at_the_end", [True, False], ids=["before a guard page", "after a guard page"])
+@pytest.mark.parametrize(("schedule", "name"), GUARDED)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_kernels_stay_inside_their_arrays(shape: Problem, schedule: str, name: str, at_the_end: bool) -> None:
+    """A read or a write outside would end the process."""
+    rng = np.random.default_rng(3)
+    lengths = rng.integers(0, shape.T + 1, shape.N).astype(np.int32)
+    walks = [Walk(), Walk(reverse=True, lengths=lengths)]
+    if name in ("rnn_tanh", "lstm", "gru") and schedule == "tuned":
+        walks.append(Walk(lengths=lengths, reset=rng.integers(0, 2, (shape.T, shape.N), np.uint8)))
+    for walk in walks:
+        check_inside(
+            shape, HalideBackend("halide", schedule, GuardedKernels(schedule, at_the_end)), BUILT_IN[name], walk
+        )
+
+
+def check_inside(shape: Problem, chosen: HalideBackend, cell: CellEquations, walk: Walk) -> None:
+    rng = np.random.default_rng(4)
+    T, N, I, H, O = shape.T, shape.N, shape.I, shape.H, shape.O
+
+    def normal(*axes: int) -> NDArray[Any]:
+        return rng.standard_normal(axes).astype(np.float32) / np.float32(np.sqrt(H + 1))
+
+    weights = {"weight_ih_l0": normal(cell.inputs * H, I), "bias_ih_l0": normal(cell.inputs * H)}
+    if cell.hidden:
+        weights |= {"weight_hh_l0": normal(cell.hidden * H, H), "bias_hh_l0": normal(cell.hidden * H)}
+    weights |= {f"{vector}_l0": normal(H) for vector in cell.vectors}
+    if O is not None:
+        weights |= {"weight_ho": normal(O, H), "bias_o": normal(O)}
+    x, states = normal(T, N, I), [normal(N, H) for _ in range(cell.states)]
+    tape = chosen.forward(cell, x, states, weights, walk)
+    gradients = chosen.bptt(cell, x, weights, tape, normal(*tape.output.shape), states, walk)
+    for array in (tape.output, gradients.x, *gradients.weights.values(), *gradients.initial):
+        assert np.isfinite(array).all()

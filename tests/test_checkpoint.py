@@ -123,7 +123,7 @@ def refuse(path: Path, content: bytes) -> str:
 
 @pytest.fixture
 def good(path: Path) -> bytes:
-    rnn.save(path, rnn.RNN(2, 3, 1, seed=0), metadata={"task": "sobel"})
+    rnn.save(path, rnn.RNN(2, 3, output_size=1, seed=0), metadata={"task": "sobel"})
     return path.read_bytes()
 
 
@@ -203,7 +203,7 @@ import rnn
 path, epochs, stop_epoch, stop_batch, resume = sys.argv[1], *map(int, sys.argv[2:])
 data = np.random.default_rng(0).uniform(-1, 1, (2, 15, 11, 1)).astype("float32")
 sequences = [(x, np.roll(x, 1, axis=0)) for x in data]
-layer = rnn.RNN(1, 5, 1, seed=resume)  # another start, if it goes on: the file decides
+layer = rnn.RNN(1, 5, output_size=1, seed=resume)  # another start, if it goes on: the file decides
 optimizer = OPTIMIZER
 
 def stop(progress):
@@ -253,7 +253,7 @@ def pairs() -> list[rnn.training.Pair]:
 
 def fit(path: Path, **changed: Any) -> rnn.History:
     settings: dict[str, Any] = {
-        "layer": rnn.RNN(1, 3, 1, seed=0),
+        "layer": rnn.RNN(1, 3, output_size=1, seed=0),
         "sequences": pairs(),
         "loss": rnn.MSE(),
         "optimizer": rnn.Adam(0.01),
@@ -266,15 +266,15 @@ def fit(path: Path, **changed: Any) -> rnn.History:
 
 
 def test_resume_of_a_finished_run_does_nothing(path: Path) -> None:
-    layer = rnn.RNN(1, 3, 1, seed=0)
+    layer = rnn.RNN(1, 3, output_size=1, seed=0)
     history = fit(path, layer=layer)
-    again = rnn.RNN(1, 3, 1, seed=1)
+    again = rnn.RNN(1, 3, output_size=1, seed=1)
     assert fit(path, layer=again, resume=True) == history
     assert_same(again.weights, layer.weights)
 
 
 def test_resume_for_more_epochs_is_one_long_run(path: Path) -> None:
-    long, short = rnn.RNN(1, 3, 1, seed=0), rnn.RNN(1, 3, 1, seed=0)
+    long, short = rnn.RNN(1, 3, output_size=1, seed=0), rnn.RNN(1, 3, output_size=1, seed=0)
     curve = fit(path, layer=long, epochs=5).loss
     fit(path, layer=short)
     assert fit(path, layer=short, epochs=5, resume=True).loss == curve
@@ -282,7 +282,7 @@ def test_resume_for_more_epochs_is_one_long_run(path: Path) -> None:
 
 
 def test_the_checkpoint_of_a_run_is_a_model_too(path: Path) -> None:
-    layer = rnn.RNN(1, 3, 1, seed=0)
+    layer = rnn.RNN(1, 3, output_size=1, seed=0)
     history = fit(path, layer=layer, metadata={"task": "frames"})
     saved = rnn.load(path)
     assert_same(saved.layer.weights, layer.weights)
@@ -294,7 +294,7 @@ def test_the_checkpoint_of_a_run_is_a_model_too(path: Path) -> None:
     ("changed", "message"),
     [
         (
-            {"layer": rnn.RNN(1, 4, 1)},
+            {"layer": rnn.RNN(1, 4, output_size=1)},
             "resume: layer differs: expected .*'hidden_size': 3.*got .*'hidden_size': 4",
         ),
         ({"optimizer": rnn.SGD(0.1)}, "resume: optimizer differs: expected Adam as in .*got SGD"),
@@ -306,7 +306,7 @@ def test_the_checkpoint_of_a_run_is_a_model_too(path: Path) -> None:
 )
 def test_resume_with_other_settings_is_refused(changed: dict[str, Any], message: str, path: Path) -> None:
     fit(path)
-    layer = changed.pop("layer", rnn.RNN(1, 3, 1, seed=9))
+    layer = changed.pop("layer", rnn.RNN(1, 3, output_size=1, seed=9))
     weights = dict(layer.weights)
     with pytest.raises(ValueError, match=message):
         fit(path, layer=layer, resume=True, **changed)
@@ -314,7 +314,7 @@ def test_resume_with_other_settings_is_refused(changed: dict[str, Any], message:
 
 
 def test_resume_from_a_mere_model_is_refused(path: Path) -> None:
-    rnn.save(path, rnn.RNN(1, 3, 1))
+    rnn.save(path, rnn.RNN(1, 3, output_size=1))
     with pytest.raises(rnn.CheckpointError, match="holds a layer, but no training run to resume"):
         fit(path, resume=True)
 

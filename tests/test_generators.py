@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,19 +11,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import rnn
-from rnn._backends import halide_jit
+from rnn import _compiler, _generators
+from rnn.cells import BUILT_IN
 
 hl = pytest.importorskip("halide")
 AVX512 = "x86-64-linux-sse41-avx-f16c-fma-avx2-avx512-avx512_skylake"
 TARGETS = [AVX512, "x86-64-linux-sse41-avx-f16c-fma-avx2", "x86-64-linux-sse41"]
 
 
-@pytest.fixture
-def activations(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(Path(rnn.__file__).parent / "halide_gen")
-    monkeypatch.delitem(sys.modules, "activations", raising=False)
-    return importlib.import_module("activations")
+@pytest.fixture(scope="module")
+def functions() -> dict[str, Callable[..., Any]]:
+    """What the generators make of each operation of a cell's equations."""
+    found: dict[str, Callable[..., Any]] = _generators.module("activations").FUNCTIONS
+    return found
 
 
 def target(name: str) -> Any:
@@ -58,41 +56,61 @@ def exact(name: str, x: NDArray[Any]) -> NDArray[Any]:
         "tanh": np.tanh,
         "sigmoid": lambda x: np.exp(np.minimum(x, 0)) / (1 + np.exp(-np.abs(x))),
         "relu": lambda x: np.maximum(x, 0),
+        "exp": np.exp,
+        "log": np.log,
+        "sqrt": np.sqrt,
     }
     with np.errstate(all="ignore"):
         return functions[name](x)
 
 
-@pytest.mark.parametrize("name", ["tanh", "sigmoid", "relu"])
+Functions = dict[str, Callable[..., Any]]
+
+
+@pytest.mark.parametrize("name", ["tanh", "sigmoid", "relu", "exp", "log", "sqrt"])
 @pytest.mark.parametrize("on", TARGETS)
-def test_float32_activations_are_within_4_ulp(activations: Any, name: str, on: str) -> None:
+def test_float32_functions_are_within_4_ulp(functions: Functions, name: str, on: str) -> None:
     """Every 1021st float32, from all of them: NaN, infinities and subnormal numbers are there too."""
     x = np.arange(0, 2**32, 1021, dtype=np.uint32).view(np.float32)
-    got = evaluate(getattr(activations, name), x, target(on))
+    got = evaluate(functions[name], x, target(on))
     with np.errstate(invalid="ignore"):  # signalling NaN
         want = exact(name, x.astype(np.float64))
-    np.testing.assert_array_equal(np.isnan(got), np.isnan(x))
-    keep = ~np.isnan(x) & (np.abs(x) < np.finfo(np.float32).max / 2)  # spacing overflows at the very end
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
+    largest = np.finfo(np.float32).max / 2  # spacing overflows at the very end
+    keep = ~np.isnan(want) & (np.abs(x) < largest) & (np.abs(want) < largest)
     assert ulps(got[keep], want[keep]) <= 4
-    if name != "relu":
+    np.testing.assert_array_equal(got[np.isinf(want)], want[np.isinf(want)])
+    if name in ("tanh", "sigmoid"):
         assert np.abs(got[~np.isnan(got)]).max() <= 1
 
 
-@pytest.mark.parametrize("name", ["tanh", "sigmoid"])
-def test_float64_activations_are_within_4_ulp(activations: Any, name: str, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("name", ["tanh", "sigmoid", "exp", "log", "sqrt"])
+def test_float64_functions_are_within_4_ulp(functions: Functions, name: str, rng: np.random.Generator) -> None:
     """Against NumPy's 80-bit long double."""
     x = np.concatenate([rng.uniform(-1, 1, 20000), rng.uniform(-40, 40, 20000), rng.uniform(-700, 700, 2000)])
-    got = evaluate(getattr(activations, name), x, hl.get_host_target())
+    x = np.abs(x) if name in ("log", "sqrt") else x
+    got = evaluate(functions[name], x, hl.get_host_target())
     assert ulps(got, exact(name, x.astype(np.longdouble))) <= 4
 
 
+SPECIAL = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e30, -1e30]
+AT_SPECIAL = {
+    "tanh": [np.nan, 1, -1, 0, 0, 1, -1],
+    "sigmoid": [np.nan, 1, 0, 0.5, 0.5, 1, 0],
+    "relu": [np.nan, np.inf, 0, 0, 0, 1e30, 0],
+    "step": [np.nan, 1, 0, 0, 0, 1, 0],
+    "exp": [np.nan, np.inf, 0, 1, 1, np.inf, 0],
+    "log": [np.nan, np.inf, np.nan, -np.inf, -np.inf, np.log(1e30), np.nan],
+    "sqrt": [np.nan, np.inf, np.nan, 0, 0, 1e15, np.nan],
+    "abs": [np.nan, np.inf, np.inf, 0, 0, 1e30, 1e30],
+}
+
+
+@pytest.mark.parametrize("name", AT_SPECIAL)
 @pytest.mark.parametrize("on", TARGETS)
-def test_special_values(activations: Any, on: str) -> None:
-    x = np.array([np.nan, np.inf, -np.inf, 0.0, -np.inf, np.inf, 1e30, -1e30], np.float32)
-    tanh, sigmoid, relu = (evaluate(getattr(activations, f), x, target(on)) for f in ("tanh", "sigmoid", "relu"))
-    np.testing.assert_array_equal(tanh, np.array([np.nan, 1, -1, 0, -1, 1, 1, -1], np.float32))
-    np.testing.assert_array_equal(sigmoid, np.array([np.nan, 1, 0, 0.5, 0, 1, 1, 0], np.float32))
-    np.testing.assert_array_equal(relu, np.array([np.nan, np.inf, 0, 0, 0, np.inf, 1e30, 0], np.float32))
+def test_special_values(functions: Functions, name: str, on: str) -> None:
+    x, want = (np.array(values, np.float32) for values in (SPECIAL, AT_SPECIAL[name]))
+    np.testing.assert_allclose(evaluate(functions[name], x, target(on)), want, rtol=3e-7 if name == "log" else 0)
 
 
 def innermost_loops(assembly: str) -> list[list[str]]:
@@ -107,10 +125,22 @@ def innermost_loops(assembly: str) -> list[list[str]]:
     return [lines[a : b + 1] for a, b in loops if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in loops)]
 
 
+LAYOUTS = {
+    "rnn_tanh": ("wide", "some", "narrow", "single", "single_narrow"),
+    "lstm": ("wide", "single"),
+    "gru": ("wide", "single"),
+    "gru_reset_before": ("wide", "single"),
+}
+"""By cell, those of `machine.py` that a kernel chooses among."""
+
+
 @pytest.mark.parametrize(("direction", "func"), [("forward", "layer"), ("bptt", "back")])
-def test_the_loop_over_k_holds_multiply_adds_and_loads_and_no_stores(direction: str, func: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cell", LAYOUTS)
+def test_the_loop_over_k_holds_multiply_adds_and_loads_and_no_stores(
+    cell: str, direction: str, func: str, tmp_path: Path
+) -> None:
     with hl.GeneratorContext(hl.Target(AVX512)):
-        generator = halide_jit._generator(direction)({"cell": "rnn_tanh", "schedule": "tuned"})
+        generator = _compiler.pipeline(direction, BUILT_IN[cell], "tuned", "float32", False)
         pipeline = generator._build_pipeline()
         inputs = [
             generator._get_input_parameter(a.name)._to_argument()
@@ -120,12 +150,9 @@ def test_the_loop_over_k_holds_multiply_adds_and_loads_and_no_stores(direction: 
     pipeline.compile_to_assembly(str(tmp_path / "tuned.s"), inputs, direction, hl.Target(AVX512))
     loops = innermost_loops((tmp_path / "tuned.s").read_text())
     # LLVM names a block after the loop variable: stage 2 of the recurrence, the one over k
-    for layout in ("wide", "some", "narrow", "single", "single_narrow"):
-        found = [
-            loop
-            for loop in loops
-            if re.search(rf"[0-9]_for_{func}_{layout}(\$\d+)?\.s2\.{func}_{layout}_r(\$\d+)?\$w", loop[0])
-        ]
+    for layout in LAYOUTS[cell]:
+        name = rf"{func}_{layout}(\$\d+)?"
+        found = [loop for loop in loops if re.search(rf"[0-9]_for_{name}\.s2\.{func}_{layout}_r(\$\d+)?\$w", loop[0])]
         assert found, layout
         for loop in found:
             assert sum("fmadd" in line for line in loop) >= 2

@@ -12,32 +12,24 @@ import pytest
 
 SETS = ["avx512", "avx2", "sse41"]
 CHECK = """
-import sys
 import numpy as np
-from problems import PROBLEMS, data
-from tolerance import assert_close, tolerance
-import rnn
+from layer_checks import LAYERS, check, example
+from problems import PROBLEMS, named
 from rnn._kernels import instruction_set
-from rnn.baselines import recurrence
-from rnn.baselines.cells import CELLS
 
 for problem in PROBLEMS:
-    cell = f"rnn_{problem.nonlinearity}"
-    x, h0, weights, d_output, d_state = data(problem)
-    wide = {name: weight.astype(np.float64) for name, weight in weights.items()}
-    want = recurrence.forward(CELLS[cell], x.astype(np.float64), (h0.astype(np.float64),), wide)
-    with rnn.backend.using("halide") as chosen:
-        tape = chosen.forward(cell, x, h0, weights)
-        assert_close(f"{problem}: output", tape.output, want.output, tolerance(problem, backward=False))
-        states = want.states[0].astype(problem.dtype)
-        tape = tape._replace(states=(states,))
-        got = chosen.bptt(cell, x, weights, tape, d_output, d_state)
-    back = recurrence.bptt(CELLS[cell], x.astype(np.float64), wide, (states.astype(np.float64),), (),
-                           d_output.astype(np.float64), (d_state.astype(np.float64),))
-    for name, gradient in got.weights.items():
-        assert_close(f"{problem}: {name}", gradient, back.weights[name], tolerance(problem, backward=True))
-    assert_close(f"{problem}: x", got.x, back.x, tolerance(problem, backward=True))
-    assert_close(f"{problem}: h0", got.h0, back.initial[0], tolerance(problem, backward=True))
+    if problem.cell in LAYERS:
+        check(example(LAYERS[problem.cell], problem))
+NAMES = "no readout", "odd primes", "one lane over two vectors", "one lane over two vectors, one lane", "wide state"
+for name in NAMES:
+    for dtype in ("float32", "float64"):
+        problem = named(name)._replace(dtype=dtype)
+        lengths = np.arange(problem.N) % (problem.T + 1)
+        for make in LAYERS.values():
+            check(example(make, problem, reverse=True), lengths=lengths)
+    for cell in ("rnn_tanh", "lstm", "gru"):
+        given = example(LAYERS[cell], named(name), recurrent_dropout=0.5, zoneout=0.25)
+        check(given, seed=1, reset=np.arange(problem.T * problem.N).reshape(problem.T, problem.N) % 5 == 0)
 print(instruction_set())
 """
 

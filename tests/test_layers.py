@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from differences import each
+from layer_checks import example, of
 from problems import Array, data, named
 from tolerance import assert_close, tolerance
 
 import rnn
-from rnn._backends.base import Tape
+from rnn._backends.base import Gradients, Tape, Walk
+from rnn.cells import CellEquations
 
 
 def test_weights_have_pytorchs_names_shapes_and_start() -> None:
-    layer = rnn.RNN(3, 16, 5, seed=0)
+    layer = rnn.RNN(3, 16, output_size=5, seed=0)
     assert {name: weight.shape for name, weight in layer.weights.items()} == {
         "weight_ih_l0": (16, 3),
         "weight_hh_l0": (16, 16),
@@ -48,7 +52,7 @@ def test_options_choose_the_weights(arguments: dict[str, Any], names: list[str])
 
 
 def test_a_seed_gives_the_same_weights_again() -> None:
-    one, same, other = (rnn.RNN(3, 4, 2, seed=seed) for seed in (7, 7, 8))
+    one, same, other = (rnn.RNN(3, 4, output_size=2, seed=seed) for seed in (7, 7, 8))
     for name, weight in one.weights.items():
         np.testing.assert_array_equal(weight, same.weights[name])
         assert not np.array_equal(weight, other.weights[name])
@@ -56,11 +60,58 @@ def test_a_seed_gives_the_same_weights_again() -> None:
 
 
 def test_config_makes_the_same_layer_again() -> None:
-    layer = rnn.RNN(3, 4, 2, "relu", bias=False, dtype="float64")
-    assert rnn.RNN(**layer.config()).config() == layer.config()
-    assert repr(layer) == (
-        "RNN(input_size=3, hidden_size=4, output_size=2, nonlinearity='relu', bias=False, dtype='float64')"
-    )
+    layer = rnn.RNN(3, 4, output_size=2, nonlinearity="relu", bias=False, dtype="float64")
+    assert layer.config() == {
+        "layer": "RNN",
+        "input_size": 3,
+        "hidden_size": 4,
+        "num_layers": 1,
+        "bidirectional": False,
+        "output_size": 2,
+        "bias": False,
+        "dropout": 0.0,
+        "recurrent_dropout": 0.0,
+        "zoneout": [0.0],
+        "merge": "concat",
+        "reverse": False,
+        "dtype": "float64",
+        "nonlinearity": "relu",
+    }
+    assert repr(layer).startswith("RNN(input_size=3, hidden_size=4, num_layers=1, bidirectional=False, output_size=2, ")
+
+
+CONFIGURED = [
+    rnn.RNN(3, 4, 2, True, nonlinearity="relu", merge="sum", output_size=5),
+    rnn.LSTM(3, 4, 2, peepholes=True, coupled=True, dropout=0.1),
+    rnn.LSTM(3, 4, zoneout=(0.1, 0.2)),
+    rnn.LSTM(3, 4, reverse=True, recurrent_dropout=0.5, dtype="float64"),
+    rnn.GRU(3, 4, reset_after=False, bias=False),
+    rnn.MGU(3, 4),
+    rnn.IndRNN(3, 4, nonlinearity="tanh"),
+]
+
+
+@pytest.mark.parametrize("layer", CONFIGURED, ids=repr)
+def test_a_configuration_and_weights_make_the_same_layer_again(layer: rnn.Layer) -> None:
+    config = json.loads(json.dumps(layer.config()))
+    again = rnn.Layer.from_weights(config, layer.state_dict())
+    assert type(again) is type(layer)
+    assert again.cell is layer.cell
+    assert (again.config(), repr(again)) == (layer.config(), repr(layer))
+    given = {name: value for name, value in config.items() if name != "layer"}
+    assert type(layer)(**given).config() == layer.config()
+    x = np.ones((4, 2, 3), layer.dtype)
+    np.testing.assert_array_equal(again.forward(x).output, layer.forward(x).output)
+
+
+def test_a_state_dict_is_a_copy() -> None:
+    layer, other = rnn.LSTM(3, 4, seed=0), rnn.LSTM(3, 4, seed=1)
+    state_dict = layer.state_dict()
+    other.load_state_dict(state_dict)
+    for name, weight in layer.weights.items():
+        state_dict[name][...] = 7
+        np.testing.assert_array_equal(weight, other.weights[name])
+        assert not np.shares_memory(weight, other.weights[name])
 
 
 def test_initial_state_is_zero_by_default() -> None:
@@ -160,7 +211,8 @@ def test_any_layout_in_memory_gives_the_same_result(layout: str, name: str) -> N
     got = layer.bptt(again, change(d_output), change(d_state))
     allowed = tolerance(named(name), backward=True)  # NumPy's products round otherwise for other strides
     assert_close("output", again.output, run.output, allowed)
-    assert_close("state", again.state, run.state, allowed)
+    for state, wanted in zip(each(again.state), each(run.state), strict=True):
+        assert_close("state", state, wanted, allowed)
     for key, gradient in {**got.weights, "x": got.x, "h0": got.h0}.items():
         assert_close(key, gradient, {**want.weights, "x": want.x, "h0": want.h0}[key], allowed)
 
@@ -175,22 +227,33 @@ class Strict:
         with rnn.backend.using("numpy") as self.inner:
             pass
 
-    def forward(self, cell: str, x: Array, h0: Array, weights: Mapping[str, Array]) -> Tape:
-        self.check(x, h0, *weights.values())
-        return self.inner.forward(cell, x, h0, weights)
+    def forward(
+        self, cell: CellEquations, x: Array, initial: Sequence[Array], weights: Mapping[str, Array], walk: Walk
+    ) -> Tape:
+        self.check(x, *initial, *weights.values())
+        return self.inner.forward(cell, x, initial, weights, walk)
 
     def bptt(
         self,
-        cell: str,
+        cell: CellEquations,
         x: Array,
         weights: Mapping[str, Array],
         tape: Tape,
         d_output: Array,
-        d_state: Array | None,
-    ) -> rnn.Gradients:
-        assert d_state is not None
-        self.check(x, d_output, d_state, *weights.values())
-        return self.inner.bptt(cell, x, weights, tape, d_output, d_state)
+        d_last: Sequence[Array | None],
+        walk: Walk,
+    ) -> Gradients:
+        self.check(x, d_output, *(d for d in d_last if d is not None), *weights.values())
+        assert len(d_last) == cell.states
+        return self.inner.bptt(cell, x, weights, tape, d_output, d_last, walk)
+
+    def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        self.check(x, weight)
+        return self.inner.linear(x, weight, bias)
+
+    def linear_bptt(self, x: Array, weight: Array, d_output: Array) -> tuple[Array, Array, Array]:
+        self.check(x, weight, d_output)
+        return self.inner.linear_bptt(x, weight, d_output)
 
     def check(self, *arrays: Array) -> None:
         for array in arrays:
@@ -201,14 +264,18 @@ class Strict:
             assert array.shape[-1] <= 1 or array.strides[-1] == array.itemsize
 
 
+@pytest.mark.parametrize("config", [{}, {"num_layers": 2, "bidirectional": True}], ids=["one layer", "a stack"])
+@pytest.mark.parametrize("make", [rnn.RNN, rnn.LSTM])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_backend_gets_what_it_was_promised(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_gets_what_it_was_promised(
+    layout: str, make: Callable[..., rnn.Layer], config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(rnn.backend, "_default", Strict())
-    layer = named("odd primes").layer()
-    x, h0, weights, d_output, d_state = data(named("odd primes"))
     change = LAYOUTS[layout]
-    layer.weights = {key: change(weight) for key, weight in weights.items()}
-    layer.bptt(layer.forward(change(x), change(h0)), change(d_output), change(d_state))
+    given = example(make, named("odd primes"), **config)
+    given.layer.weights = {key: change(weight) for key, weight in given.layer.weights.items()}
+    run = given.layer.forward(change(given.x), of(given.state, change))
+    given.layer.bptt(run, change(given.d_output), of(given.d_state, change))
 
 
 def test_broadcast_arrays_are_as_good_as_full_ones() -> None:

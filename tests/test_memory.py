@@ -50,7 +50,7 @@ def test_live_arrays_share_nothing() -> None:
 
 
 def test_what_a_run_holds_stays_while_others_come_and_go() -> None:
-    layer = rnn.RNN(8, 64, 8, seed=0)
+    layer = rnn.RNN(8, 64, output_size=8, seed=0)
     x = np.random.default_rng(0).standard_normal((64, 32, 8)).astype("float32")
     run = layer.forward(x)
     output = run.output.copy()

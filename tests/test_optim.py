@@ -63,7 +63,7 @@ OPTIMIZERS = [rnn.SGD(0.1), rnn.SGD(0.1, 0.9), rnn.Adam(0.1)]
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda one: f"{one.config()}")
 def test_steps_make_new_arrays_of_the_same_dtype(optimizer: Optimizer) -> None:
-    layer = rnn.RNN(2, 3, 1)
+    layer = rnn.RNN(2, 3, output_size=1)
     gradients = {name: np.ones_like(weight) for name, weight in layer.weights.items()}
     for _ in range(3):
         weights, state = dict(layer.weights), dict(optimizer.state)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from differences import central_differences, check_gradients
+from differences import central_differences, check_gradients, each
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 from problems import PROBLEMS, SMALL, Problem, data, named
@@ -49,16 +49,16 @@ def test_shapes_and_dtypes(problem: Problem) -> None:
     x, h0, layer.weights, d_output, d_state = data(problem)
     run = layer.forward(x, h0)
     gradients = layer.bptt(run, d_output, d_state)
-    assert (run.output.shape, run.state.shape) == (d_output.shape, h0.shape)
+    assert (run.output.shape, *(state.shape for state in each(run.state))) == (d_output.shape, h0.shape)
     assert (gradients.x.shape, gradients.h0.shape) == (x.shape, h0.shape)
     assert {n: g.shape for n, g in gradients.weights.items()} == {n: w.shape for n, w in layer.weights.items()}
-    for array in (run.output, run.state, gradients.x, gradients.h0, *gradients.weights.values()):
+    for array in (run.output, *each(run.state), gradients.x, gradients.h0, *gradients.weights.values()):
         assert array.dtype == problem.dtype
 
 
 @both
 def test_one_step_by_hand() -> None:
-    layer = rnn.RNN(1, 1, 1, dtype="float64")
+    layer = rnn.RNN(1, 1, output_size=1, dtype="float64")
     values = {
         "weight_ih_l0": 2,
         "weight_hh_l0": 3,

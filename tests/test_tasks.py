@@ -146,7 +146,7 @@ def test_a_net_that_is_not_trained_answers_0_which_has_an_error_of_1(rng: np.ran
 
 
 def test_outputs_do_not_depend_on_how_many_lanes_run_at_once(rng: np.random.Generator) -> None:
-    layer = rnn.RNN(1, 5, 1, seed=0)
+    layer = rnn.RNN(1, 5, output_size=1, seed=0)
     x = rng.standard_normal((6, task.LANES + 3, 1), dtype=np.float32)
     with rnn.backend.using("numpy"):
         assert_close("output", task.output(layer, x), layer.forward(x).output, 1e-6)

@@ -22,15 +22,18 @@ from tolerance import assert_close, tolerance
 
 import rnn
 from rnn import backend, baselines
+from rnn._backends.base import Walk
 from rnn._backends.theano import TheanoBackend
 from rnn.baselines import theano_environment
 from rnn.baselines.cells import Array
 from rnn.baselines.network import Objective
 from rnn.baselines.remote import Remote, RemoteError
 from rnn.baselines.theano_environment import NoTheano
+from rnn.cells import BUILT_IN
 
 FOLDER = Path(baselines.__file__).parent
 ODD = named("odd primes")
+TANH = BUILT_IN["rnn_tanh"]
 
 
 @pytest.fixture(scope="session")
@@ -54,17 +57,19 @@ def theano(python: Path) -> Iterator[TheanoBackend]:
 
 def check_backend(got_backend: rnn.backend.Backend, problem: Problem) -> None:
     x, h0, weights, d_output, d_state = data(problem)
-    want = ReferenceBackend().forward(problem.cell, x, h0, weights)
-    got = got_backend.forward(problem.cell, x, h0, weights)
+    cell = BUILT_IN[problem.cell]
+    want = ReferenceBackend().forward(cell, x, (h0,), weights, Walk())
+    got = got_backend.forward(cell, x, (h0,), weights, Walk())
     assert_close("states", got.states[0], want.states[0], tolerance(problem, backward=False))
     assert_close("output", got.output, want.output, tolerance(problem, backward=False))
     for last in (d_state, None):
         back, got_back = (
-            one.bptt(problem.cell, x, weights, want, d_output, last) for one in (ReferenceBackend(), got_backend)
+            one.bptt(cell, x, weights, tape, d_output, (last,), Walk())
+            for one, tape in ((ReferenceBackend(), want), (got_backend, got))
         )
         assert list(got_back.weights) == list(back.weights)
-        for name, gradient in {**back.weights, "x": back.x, "h0": back.h0}.items():
-            got_gradient = {**got_back.weights, "x": got_back.x, "h0": got_back.h0}[name]
+        for name, gradient in {**back.weights, "x": back.x, "h0": back.initial[0]}.items():
+            got_gradient = {**got_back.weights, "x": got_back.x, "h0": got_back.initial[0]}[name]
             assert got_gradient.dtype == problem.dtype
             assert_close(name, got_gradient, gradient, tolerance(problem, backward=True))
 
@@ -103,14 +108,14 @@ def test_arguments_of_any_strides(theano: TheanoBackend) -> None:
     strided = np.empty((2 * ODD.T, ODD.N, ODD.I), "float32")[::2]
     strided[...] = x
     same = np.broadcast_to(h0[:1], h0.shape)
-    got = theano.forward("rnn_tanh", strided, same, weights)
-    np.testing.assert_array_equal(got.output, theano.forward("rnn_tanh", x, same.copy(), weights).output)
+    got = theano.forward(TANH, strided, (same,), weights, Walk())
+    np.testing.assert_array_equal(got.output, theano.forward(TANH, x, (same.copy(),), weights, Walk()).output)
 
 
 def test_nan_goes_on_in_time_and_stays_in_its_lane(theano: TheanoBackend) -> None:
     x, h0, weights, _, _ = data(ODD)
     x[2, 3, 1] = np.nan
-    bad = np.isnan(theano.forward("rnn_tanh", x, h0, weights).output)
+    bad = np.isnan(theano.forward(TANH, x, (h0,), weights, Walk()).output)
     assert bad[2:, 3].all()
     assert bad.sum() == bad[2:, 3].size
 
@@ -149,7 +154,7 @@ import os, sys
 import numpy as np
 import rnn
 rnn.backend.use("theano")
-layer = rnn.RNN(3, 11, 13)
+layer = rnn.RNN(3, 11, output_size=13)
 x = np.ones((7, 5, 3), "float32")
 before = layer.forward(x).output
 child = os.fork()

@@ -21,7 +21,7 @@ def delay(rng: np.random.Generator, lanes: int = 12, steps: int = 20) -> Pair:
 
 
 def net() -> rnn.RNN:
-    return rnn.RNN(1, 6, 1, seed=3)
+    return rnn.RNN(1, 6, output_size=1, seed=3)
 
 
 def test_it_learns_and_reports(rng: np.random.Generator) -> None:
@@ -181,6 +181,6 @@ def test_classes_can_be_learned(rng: np.random.Generator) -> None:
     """The class is the sign of the input of the step before."""
     x, before = delay(rng, lanes=30)
     target = (before[..., 0] > 0).astype(np.int64)
-    layer = rnn.RNN(1, 8, 2, seed=0)
+    layer = rnn.RNN(1, 8, output_size=2, seed=0)
     history = rnn.fit(layer, [(x, target)], rnn.SoftmaxCrossEntropy(), rnn.Adam(0.05), epochs=60)
     assert history.loss[-1] < 0.3 * history.loss[0]

@@ -22,19 +22,33 @@ import json, sys
 import rnn
 imported = sorted(sys.modules)
 import numpy as np
-layer = rnn.RNN(3, 5, 2, seed=1)
 x = np.random.default_rng(1).standard_normal((7, 4, 3), dtype=np.float32)
-with rnn.backend.using("halide"):
-    run = layer.forward(x)
-    gradients = layer.bptt(run, np.ones_like(run.output))
-with rnn.backend.using("numpy"):
-    expected = layer.forward(x)
-    expected_gradients = layer.bptt(expected, np.ones_like(expected.output))
-np.testing.assert_allclose(run.output, expected.output, rtol=1e-4, atol=1e-5)
-for name, gradient in expected_gradients.weights.items():
-    np.testing.assert_allclose(gradients.weights[name], gradient, rtol=1e-4, atol=1e-5, err_msg=name)
+for make in (rnn.RNN, rnn.LSTM, rnn.GRU):
+    layer = make(3, 5, output_size=2, seed=1)
+    with rnn.backend.using("halide"):
+        run = layer.forward(x)
+        gradients = layer.bptt(run, np.ones_like(run.output))
+    with rnn.backend.using("numpy"):
+        expected = layer.forward(x)
+        expected_gradients = layer.bptt(expected, np.ones_like(expected.output))
+    np.testing.assert_allclose(run.output, expected.output, rtol=1e-4, atol=1e-5)
+    for name, gradient in expected_gradients.weights.items():
+        np.testing.assert_allclose(gradients.weights[name], gradient, rtol=1e-4, atol=1e-5, err_msg=name)
+
+@rnn.cell
+class Own:
+    gates = "a"
+    states = "h"
+
+    def step(self, x, u, h):
+        return rnn.cells.tanh(x.a * 2 + u.a(h))
+
+try:
+    Own(3, 5).forward(x)
+except rnn.backend.BackendUnavailable as reason:
+    own = str(reason)
 jit = rnn.backend.available()["halide-jit"]
-print(json.dumps({"imported": imported, "module": rnn.__file__, "halide-jit": jit}))
+print(json.dumps({"imported": imported, "module": rnn.__file__, "halide-jit": jit, "own": own}))
 """
 
 
@@ -107,7 +121,7 @@ def test_holds_the_package_and_the_licence_and_nothing_of_the_build(wheel: Path)
         names = archive.namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"rnn"}
     assert "rnn/py.typed" in names
-    assert "rnn/baselines/__init__.py" in names
+    assert {"rnn/baselines/__init__.py", "rnn/halide_gen/forward.py"} <= set(names), "other cells are compiled from it"
     assert any(name.endswith("/LICENSE") for name in names)
     assert not [name for name in names if name.endswith((".a", ".o", ".s", ".stmt", ".cpp", ".h"))]
     assert not [name for name in names if "__pycache__" in name]
@@ -120,6 +134,7 @@ def test_runs_without_halide(installed: Path, tmp_path: Path) -> None:
     printed = json.loads(command(installed / "bin" / "python", "-I", program))
     assert printed["module"].startswith(str(installed))
     assert printed["halide-jit"] != "ready"
+    assert "pip install halide-rnn[jit]" in printed["own"]
     roots = {name.split(".")[0] for name in printed["imported"]}
     assert not roots & {"halide", "click", "rich", "matplotlib", "skimage", "av", "scipy"}
 

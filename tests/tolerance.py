@@ -2,7 +2,8 @@
 
 The bound is oneDNN's (tests/benchdnn/rnn): rounding errors of sums of K terms, carried through T steps, grow
 with the depth of the sum, and every product passes a few roundings:
-4 * (2 if backward) * ceil(log2(K * T)) * eps.
+4 * (2 if backward) * ceil(log2(K * T)) * eps. A cell of several gates adds the operations that a number passes in a
+step beyond the two of an Elman cell, a sum and an activation, to the logarithm.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from numpy.typing import NDArray
 from problems import Problem
 
 
-def tolerance(problem: Problem, *, backward: bool) -> float:
+def tolerance(problem: Problem, *, backward: bool, more: int = 0) -> float:
     """Largest error, relative to the L2 norm of the reference. K is the longest sum that a number goes
-    through.
+    through; `more`: operations of a step beyond those of an Elman cell.
     """
     longest = max(problem.N, problem.I, problem.H, problem.O or 0)
-    depth = math.ceil(math.log2(max(longest * problem.T, 2)))
+    depth = math.ceil(math.log2(max(longest * problem.T, 2))) + more
     return float(4 * (2 if backward else 1) * depth * np.finfo(problem.dtype).eps)
 
 
