@@ -13,8 +13,7 @@ class NumpyBackend:
     schedule: str | None = None
 
     def forward(self, cell: str, x: Array, h0: Array, weights: Mapping[str, Array]) -> Tape:
-        states, output = fast.forward(cell, x, h0, weights)
-        return Tape((states,), (), output)
+        return Tape(*fast.forward(cell, x, (h0,), weights))
 
     def bptt(
         self,
@@ -25,7 +24,8 @@ class NumpyBackend:
         d_output: Array,
         d_state: Array | None,
     ) -> Gradients:
-        gradients = fast.bptt(cell, x, weights, tape.states[0], d_output, d_state)
+        d_last = None if d_state is None else (d_state,)
+        gradients = fast.bptt(cell, x, weights, tape.states, tape.gates, d_output, d_last)
         return Gradients(gradients.weights, gradients.x, gradients.initial[0])
 
 
