@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,20 +43,21 @@ class TheanoBackend:
     def forward(self, cell: str, x: Array, h0: Array, weights: Mapping[str, Array]) -> Tape:
         if _is_empty(x, weights):
             return self._empty.forward(cell, x, h0, weights)
-        answer = self._ask("forward", cell, {"x": x, "h0": h0, **weights})
-        states = np.concatenate([h0[np.newaxis], answer.arrays["states"]])
-        return Tape((states,), (), answer.arrays["output"] if "weight_ho" in weights else states[1:])
+        initial = (h0,)
+        found = self._ask("forward", cell, {"x": x, **_named("initial", initial), **weights}).arrays
+        states = tuple(np.concatenate([first[np.newaxis], found[f"state{k}"]]) for k, first in enumerate(initial))
+        kept = tuple(array for name, array in found.items() if name.startswith("kept"))
+        return Tape(states, kept, found["output"] if "weight_ho" in weights else states[0][1:])
 
     def bptt(
         self, cell: str, x: Array, weights: Mapping[str, Array], tape: Tape, d_output: Array, d_state: Array | None
     ) -> Gradients:
         if _is_empty(x, weights):
             return self._empty.bptt(cell, x, weights, tape, d_output, d_state)
-        (states,) = tape.states
-        d_last = np.zeros_like(states[-1]) if d_state is None else d_state
-        answer = self._ask("bptt", cell, {"x": x, "states": states, "d_output": d_output, "d_last": d_last, **weights})
-        found = answer.arrays
-        return Gradients({name: found[name] for name in weights}, found["x"], found["h0"])
+        d_last = tuple(np.zeros_like(state[-1]) for state in tape.states) if d_state is None else (d_state,)
+        arrays = {"x": x, **_named("state", tape.states), **_named("kept", tape.gates), "d_output": d_output}
+        found = self._ask("bptt", cell, {**arrays, **_named("d_last", d_last), **weights}).arrays
+        return Gradients({name: found[name] for name in weights}, found["x"], found["initial0"])
 
     def _ask(self, do: str, cell: str, arrays: Mapping[str, Array]) -> Answer:
         with self._lock:
@@ -76,6 +77,11 @@ class TheanoBackend:
     def _close(self) -> None:
         if self._remote is not None:
             self._remote.close()
+
+
+def _named(name: str, arrays: Sequence[Array]) -> dict[str, Array]:
+    """name0, name1, ..."""
+    return {f"{name}{k}": array for k, array in enumerate(arrays)}
 
 
 def _is_empty(x: Array, weights: Mapping[str, Array]) -> bool:
