@@ -4,8 +4,8 @@
 are not: their loop makes new tensors in each step, and its backward pass adds a step's part to the gradient of the
 weights one step at a time. Here these layers are one autograd function each around two scripted loops that work in
 place, with each gradient of a weight as one product over all time steps; readout, loss and optimizer are PyTorch's own.
-All in PyTorch 2.13, float32, one AMD EPYC core (Zen 4), other work beside it, ms, forward and training step; the RNN
-with a readout of I outputs:
+All in PyTorch 2.13, float32, one AMD EPYC core (Zen 4), other work beside it, ms, forward and training step, the least
+of several; the RNN with a readout of I outputs, GRU and LSTM without one:
 
     (I, H, N, T)            nn.RNN           here
     (1, 8, 1, 2048)         6.6   63.4       2.6    9.1
@@ -15,13 +15,13 @@ with a readout of I outputs:
     (1024, 1024, 1, 256)   33.0  151.6      32.2   89.3
     (1, 16, 512, 512)      20.8   54.8      16.5   34.0
 
-    (I, H, N, T)            nn.GRU           here            nn.LSTM         the same for an LSTM
-    (1, 8, 1, 2048)        17.2  199        11.1   26.0       1.0    4.3     16.2   45.1
-    (1, 32, 1, 1000)        8.8   95.1       5.7   13.3       0.8    3.2      7.4   19.1
-    (64, 64, 48, 200)      11.6   48.8      10.1   33.0       8.2   28.2     16.8   47.1
-    (256, 256, 48, 100)    49.2  157        48.5  151        49.4  155       63.1  224
-    (512, 512, 16, 25)     17.4   60.3      17.1   51.1      17.8   54.8     22.7   65.2
-    (1024, 1024, 1, 50)    25.8  160        23.8   59.8      26.9   77.6     33.6   85.4
+    (I, H, N, T)            nn.GRU           here            nn.LSTM         loops like these for it
+    (1, 8, 1, 2048)        17.0  205        10.8   24.1       1.0    3.7     13.6   34.9
+    (1, 32, 1, 1000)        8.8   93.8       5.7   13.2       0.8    3.1      7.1   17.9
+    (64, 64, 48, 200)      10.2   43.6       9.0   27.9       9.0   28.8     14.5   44.6
+    (256, 256, 48, 100)    49.1  156        48.8  147        48.5  154       64.8  191
+    (512, 512, 16, 25)     17.4   60.3      17.0   51.1      17.8   54.8     22.7   65.2
+    (1024, 1024, 1, 50)    20.0  117        20.7   48.9      26.9   77.6     33.6   85.4
 
 What else was tried: `torch.compile` takes no RNN as it is (Dynamo breaks the graph at it), and of a loop it unrolls
 every time step; the same loops in Python take 18 ms where the scripted ones take 11 (1, 8, 1, 2048). "fused" optimizers
