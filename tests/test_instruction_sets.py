@@ -22,7 +22,7 @@ from rnn.baselines import recurrence
 from rnn.baselines.cells import CELLS
 
 for problem in PROBLEMS:
-    cell = f"rnn_{problem.nonlinearity}"
+    cell = problem.cell
     x, h0, weights, d_output, d_state = data(problem)
     wide = {name: weight.astype(np.float64) for name, weight in weights.items()}
     want = recurrence.forward(CELLS[cell], x.astype(np.float64), (h0.astype(np.float64),), wide)

@@ -53,13 +53,13 @@ def reference(problem: Problem) -> tuple[Data, recurrence.Forward]:
     arrays = data(problem)
     wide = _wide(arrays.weights)
     x, h0 = arrays.x.astype(np.float64), arrays.h0.astype(np.float64)
-    return arrays, recurrence.forward(CELLS[f"rnn_{problem.nonlinearity}"], x, (h0,), wide)
+    return arrays, recurrence.forward(CELLS[problem.cell], x, (h0,), wide)
 
 
 @pytest.mark.parametrize(("backend", "schedule", "problem"), cases())
 def test_forward(backend: str, schedule: str, problem: Problem) -> None:
     (x, h0, weights, _, _), want = reference(problem)
-    got = kernel(backend, schedule).forward(f"rnn_{problem.nonlinearity}", x, h0, weights)
+    got = kernel(backend, schedule).forward(problem.cell, x, h0, weights)
     allowed = tolerance(problem, backward=False)
     assert got.states[0].dtype == got.output.dtype == problem.dtype
     assert_close("states", got.states[0], want.states[0], allowed)
@@ -71,7 +71,7 @@ def test_bptt(backend: str, schedule: str, problem: Problem) -> None:
     (x, _, weights, d_output, d_state), forward = reference(problem)
     states = forward.states[0].astype(problem.dtype)
     output = forward.output.astype(problem.dtype) if "weight_ho" in weights else states[1:]
-    cell = f"rnn_{problem.nonlinearity}"
+    cell = problem.cell
     want = recurrence.bptt(
         CELLS[cell],
         x.astype(np.float64),
@@ -100,7 +100,7 @@ def test_gradients_are_central_differences(problem: Problem) -> None:
 @pytest.mark.parametrize("name", ["odd primes", "one lane over two vectors", "one lane over two vectors, one lane"])
 def test_small_integers_are_exact(backend: str, schedule: str, name: str, rng: np.random.Generator) -> None:
     """ReLU and integers below 2^24: float32 makes no rounding error, whatever the order of the sums."""
-    problem = named(name)._replace(nonlinearity="relu")
+    problem = named(name)._replace(cell="rnn_relu")
     weights = {
         key: rng.integers(-1, 2, weight.shape).astype(np.float32) for key, weight in problem.layer().weights.items()
     }
@@ -138,13 +138,12 @@ def test_any_number_of_threads_gives_the_same_bits(schedule: str, name: str) -> 
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("nonlinearity", ["tanh", "sigmoid", "relu"])
+@pytest.mark.parametrize("cell", ["rnn_tanh", "rnn_sigmoid", "rnn_relu"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30, -1e30])
-def test_no_nan_is_hidden_and_extremes_saturate(schedule: str, nonlinearity: str, bad: float) -> None:
-    problem = named("one lane over an AVX-512 vector")._replace(nonlinearity=nonlinearity)
+def test_no_nan_is_hidden_and_extremes_saturate(schedule: str, cell: str, bad: float) -> None:
+    problem = named("one lane over an AVX-512 vector")._replace(cell=cell)
     x, h0, weights, d_output, d_state = data(problem)
     x[2, 5, 1] = bad
-    cell = f"rnn_{nonlinearity}"
     wide = [array.astype(np.float64) for array in (x, h0)]
     with np.errstate(invalid="ignore"):
         want = recurrence.forward(CELLS[cell], wide[0], (wide[1],), _wide(weights))

@@ -60,7 +60,8 @@ def check_backend(got_backend: rnn.backend.Backend, problem: Problem) -> None:
     assert_close("output", got.output, want.output, tolerance(problem, backward=False))
     for last in (d_state, None):
         back, got_back = (
-            one.bptt(problem.cell, x, weights, want, d_output, last) for one in (ReferenceBackend(), got_backend)
+            one.bptt(problem.cell, x, weights, tape, d_output, last)
+            for one, tape in ((ReferenceBackend(), want), (got_backend, got))
         )
         assert list(got_back.weights) == list(back.weights)
         for name, gradient in {**back.weights, "x": back.x, "h0": back.h0}.items():
@@ -77,9 +78,9 @@ def check_backend(got_backend: rnn.backend.Backend, problem: Problem) -> None:
         named("wide state"),
         named("one lane, long"),
         named("one of everything"),
-        named("no readout")._replace(nonlinearity="sigmoid"),
-        named("one step")._replace(nonlinearity="relu", bias=False),
-        ODD._replace(N=1, nonlinearity="relu", bias=False, dtype="float64"),
+        named("no readout")._replace(cell="rnn_sigmoid"),
+        named("one step")._replace(cell="rnn_relu", bias=False),
+        ODD._replace(N=1, cell="rnn_relu", bias=False, dtype="float64"),
     ],
     ids=str,
 )

@@ -24,8 +24,8 @@ class NumpyBackend:
         self, cell: CellEquations, x: Array, initial: Sequence[Array], weights: Mapping[str, Array], walk: Walk
     ) -> Tape:
         if _is_fast(cell, walk):
-            states, output = fast.forward(cell.name, x, initial[0], weights)
-            return Tape((states,), (), output)
+            done = fast.forward(cell.name, x, initial, weights)
+            return Tape(done.states, done.kept, done.output)
         run = recurrence.forward(_known(cell), x, tuple(initial), weights, **_options(walk))
         return Tape(run.states, run.kept, run.output)
 
@@ -39,11 +39,11 @@ class NumpyBackend:
         d_last: Sequence[Array | None],
         walk: Walk,
     ) -> Gradients:
-        if _is_fast(cell, walk):
-            gradients = fast.bptt(cell.name, x, weights, tape.states[0], d_output, d_last[0])
-            return Gradients(gradients.weights, gradients.x, gradients.initial)
         last = tuple(np.zeros(tape.states[0].shape[1:], x.dtype) if d is None else d for d in d_last)
-        back = recurrence.bptt(_known(cell), x, weights, tape.states, tape.kept, d_output, last, **_options(walk))
+        if _is_fast(cell, walk):
+            back = fast.bptt(cell.name, x, weights, tape.states, tape.kept, d_output, last)
+        else:
+            back = recurrence.bptt(_known(cell), x, weights, tape.states, tape.kept, d_output, last, **_options(walk))
         return Gradients(back.weights, back.x, back.initial)
 
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
