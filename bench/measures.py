@@ -172,7 +172,7 @@ def learn(session: Session, case: Case, crew: Mapping[str, Worker], count: int) 
         data |= {f"x{number}": x, f"target{number}": target}
     for name, worker in crew.items():
         objective = Objective("adam", 1 / loss.mean_square, loss.lag)
-        worker.ask("create", layer.weights, cell=f"rnn_{layer.nonlinearity}", objective=list(objective))
+        worker.ask("create", layer.weights, cell=layer.cell.name, objective=list(objective))
 
         def tell(told: dict[str, int], name: str = name) -> None:
             if told["epoch"] % 10 == 0:
@@ -188,7 +188,7 @@ def learn(session: Session, case: Case, crew: Mapping[str, Worker], count: int) 
         )
         error = linear = None
         if len(done["loss"]) == how.epochs:
-            learned = rnn.RNN.from_weights(layer.config(), done.arrays)
+            learned = rnn.Layer.from_weights(layer.config(), done.arrays)
             result = rnn.tasks.judge(learned, task)
             error, linear = result.relative_rmse, result.linear
             if name == OURS:

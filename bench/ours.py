@@ -28,7 +28,7 @@ class Network:
     def __init__(self, cell: str, weights: Mapping[str, Array], objective: Objective) -> None:
         kind, _, nonlinearity = cell.partition("_")
         H, I = weights["weight_hh_l0"].shape[1], weights["weight_ih_l0"].shape[1]
-        self.layer: Any = getattr(rnn, kind.upper())(
+        self.layer: rnn.Layer = getattr(rnn, kind.upper())(
             I,
             H,
             output_size=len(weights["weight_ho"]) if "weight_ho" in weights else None,

@@ -59,11 +59,12 @@ class Problem(NamedTuple):
         weights = self.H * (self.kind.gates * (self.I + self.H) + (self.O or 0))
         return self.T * self.N * weights
 
-    def layer(self, seed: int | np.random.Generator = 0) -> Any:
+    def layer(self, seed: int | np.random.Generator = 0) -> rnn.Layer:
         """A layer of `rnn` that has never been trained."""
         make = getattr(rnn, self.kind.layer)
         given = {"output_size": self.O, "bias": self.bias, "seed": seed, "dtype": self.dtype}
-        return make(self.I, self.H, **given, **self.kind.options)
+        made: rnn.Layer = make(self.I, self.H, **given, **self.kind.options)
+        return made
 
 
 class Data(NamedTuple):
