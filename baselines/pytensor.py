@@ -26,15 +26,19 @@ def set_up() -> Library:
     os.environ["PYTENSOR_FLAGS"] = ",".join(filter(None, [ours, os.environ.get("PYTENSOR_FLAGS")]))
 
     import pytensor
+    import pytensor.compile.mode
     import pytensor.tensor
 
+    scan = functools.partial(pytensor.scan, strict=True, return_updates=False)
+    apart = pytensor.compile.mode.get_default_mode().excluding("fusion")
     return Library(
         name="pytensor",
         version=pytensor.__version__,
         tensor=pytensor.tensor,
         function=pytensor.function,
         shared=pytensor.shared,
-        scan=functools.partial(pytensor.scan, strict=True, return_updates=False),
+        scan=scan,
+        scan_apart=functools.partial(scan, mode=apart),
         sigmoid=pytensor.tensor.sigmoid,
         scan_module="pytensor.scan.scan_perform",
         config=pytensor.config,

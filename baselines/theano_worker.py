@@ -32,16 +32,22 @@ class Worker:
     def forward(
         self, arrays: remote.Arrays, tell: remote.Tell, cell: str, threads: int
     ) -> tuple[dict[str, Any], remote.Arrays]:
-        """x, h0 and weights -> states (T, N, H), output."""
-        states, output = self._run(symbolic.compile_forward, arrays, cell, threads, first=2)
-        return {}, {"states": states, "output": output}
+        """x, the initial states and weights -> the states "state0", ... (T, N, H), what else is kept, "kept0", ..., and
+        the output."""
+        states, kept = symbolic.COUNTS[cell]
+        names = [*(f"state{k}" for k in range(states)), *(f"kept{k}" for k in range(kept)), "output"]
+        found = self._run(symbolic.compile_forward, arrays, cell, threads, first=1 + states)
+        return {}, dict(zip(names, found, strict=True))
 
     def bptt(
         self, arrays: remote.Arrays, tell: remote.Tell, cell: str, threads: int
     ) -> tuple[dict[str, Any], remote.Arrays]:
-        """x, states (T+1, N, H), d_output, d_state and weights -> the gradients of the weights, x and h0."""
-        found = self._run(symbolic.compile_bptt, arrays, cell, threads, first=4)
-        return {}, dict(zip([*list(arrays)[4:], "x", "h0"], found, strict=True))
+        """x, the states (T+1, N, H), what else was kept, d_output, the gradients of the last states, and weights -> the
+        gradients of the weights, of x and of the initial states, "initial0", ..."""
+        states, kept = symbolic.COUNTS[cell]
+        first = 2 + 2 * states + kept
+        found = self._run(symbolic.compile_bptt, arrays, cell, threads, first)
+        return {}, dict(zip([*list(arrays)[first:], "x", *(f"initial{k}" for k in range(states))], found, strict=True))
 
     def _run(
         self, make: Callable[..., symbolic.Compiled], arrays: remote.Arrays, cell: str, threads: int, first: int

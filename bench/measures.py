@@ -109,7 +109,7 @@ def threads(session: Session) -> None:
 
 
 def peers(session: Session) -> None:
-    """The grid, both passes."""
+    """The grid: both passes, or the forward pass where nobody trains at these sizes."""
     with session.crews(session.rivals) as crews:
         for problem in session.some(problems.GRID, 3):
             session.measure("peers", crews, step_of(problem))
@@ -172,7 +172,7 @@ def learn(session: Session, case: Case, crew: Mapping[str, Worker], count: int) 
         data |= {f"x{number}": x, f"target{number}": target}
     for name, worker in crew.items():
         objective = Objective("adam", 1 / loss.mean_square, loss.lag)
-        worker.ask("create", layer.weights, cell=f"rnn_{layer.nonlinearity}", objective=list(objective))
+        worker.ask("create", layer.weights, cell=layer.cell.name, objective=list(objective))
 
         def tell(told: dict[str, int], name: str = name) -> None:
             if told["epoch"] % 10 == 0:
@@ -188,7 +188,7 @@ def learn(session: Session, case: Case, crew: Mapping[str, Worker], count: int) 
         )
         error = linear = None
         if len(done["loss"]) == how.epochs:
-            learned = rnn.RNN.from_weights(layer.config(), done.arrays)
+            learned = rnn.Layer.from_weights(layer.config(), done.arrays)
             result = rnn.tasks.judge(learned, task)
             error, linear = result.relative_rmse, result.linear
             if name == OURS:

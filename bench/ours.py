@@ -22,19 +22,21 @@ class Batch(NamedTuple):
 
 
 class Network:
-    """`rnn.RNN` on the backend in use. Raises as `rnn.RNN` does."""
+    """A layer of `rnn` on the backend in use: "rnn_tanh" is an RNN with that nonlinearity, "lstm" an LSTM. Raises as
+    the layers do."""
 
     def __init__(self, cell: str, weights: Mapping[str, Array], objective: Objective) -> None:
-        H, I = weights["weight_ih_l0"].shape
-        config = {
-            "input_size": I,
-            "hidden_size": H,
-            "output_size": len(weights["weight_ho"]) if "weight_ho" in weights else None,
-            "nonlinearity": cell.removeprefix("rnn_"),
-            "bias": "bias_ih_l0" in weights,
-            "dtype": str(weights["weight_ih_l0"].dtype),
-        }
-        self.layer = rnn.RNN.from_weights(config, dict(weights))
+        kind, _, nonlinearity = cell.partition("_")
+        H, I = weights["weight_hh_l0"].shape[1], weights["weight_ih_l0"].shape[1]
+        self.layer: rnn.Layer = getattr(rnn, kind.upper())(
+            I,
+            H,
+            output_size=len(weights["weight_ho"]) if "weight_ho" in weights else None,
+            bias="bias_ih_l0" in weights,
+            dtype=weights["weight_ih_l0"].dtype,
+            **({"nonlinearity": nonlinearity} if nonlinearity else {}),
+        )
+        self.layer.weights = dict(weights)
         self.objective = objective
         self.loss = RelativeError(1 / objective.scale, objective.skip)
         self.optimizer: SGD | Adam = SGD(1.0) if objective.update == "sgd" else Adam(1.0)
@@ -43,7 +45,8 @@ class Network:
         return Batch(x, target)
 
     def forward(self, batch: Batch) -> Array:
-        return self.layer.forward(batch.x).output
+        output: Array = self.layer.forward(batch.x).output
+        return output
 
     def train(self, batch: Batch, rate: float) -> float:
         loss, gradients = self._gradients(batch)

@@ -150,9 +150,11 @@ class Session:
         step: Step,
         passes: Sequence[str] = PASSES,
     ) -> list[Row]:
-        """Check every worker on a step, then time those of each crew in turns. A rival that is wrong there goes to
-        `failures`, and isn't timed; raises WorkerFailed if we are."""
+        """Check every worker on a step, then time those of each crew in turns, the passes that the problem has. A
+        rival that is wrong there goes to `failures`, and isn't timed; raises WorkerFailed if we are."""
         want = expected(step)
+        if step.problem.forward_only:
+            passes = [which for which in passes if which == "forward"]
         made = []
         for crew in crews:
             right = {name: worker for name, worker in crew.items() if self.is_right(worker, step, want)}

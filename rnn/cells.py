@@ -31,13 +31,28 @@ from ._generators import module as _module
 if TYPE_CHECKING:
     from cells import CELLS, Cell
     from derivation import MASK, CellError, Derivation, derive
-    from expressions import Expression, evaluate, exp, log, maximum, minimum, relu, sigmoid, sqrt, tanh, where
+    from expressions import (
+        Expression,
+        evaluate,
+        exp,
+        log,
+        maximum,
+        minimum,
+        node,
+        ordered,
+        relu,
+        sigmoid,
+        sqrt,
+        tanh,
+        where,
+    )
 else:
     _cells, _derivation, _expressions = (_module(name) for name in ("cells", "derivation", "expressions"))
     CELLS, Cell = _cells.CELLS, _cells.Cell
     CellError, Derivation, derive = _derivation.CellError, _derivation.Derivation, _derivation.derive
     MASK = _derivation.MASK
     Expression, evaluate = _expressions.Expression, _expressions.evaluate
+    node, ordered = _expressions.node, _expressions.ordered
     exp, log, sqrt = _expressions.exp, _expressions.log, _expressions.sqrt
     tanh, sigmoid, relu = _expressions.tanh, _expressions.sigmoid, _expressions.relu
     maximum, minimum, where = _expressions.maximum, _expressions.minimum, _expressions.where
@@ -52,6 +67,8 @@ __all__ = [
     "log",
     "maximum",
     "minimum",
+    "node",
+    "ordered",
     "relu",
     "sigmoid",
     "sqrt",

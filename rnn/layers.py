@@ -471,7 +471,7 @@ class Layer:
             "bias": self.bias,
             "dropout": self.dropout,
             "recurrent_dropout": self.recurrent_dropout,
-            "zoneout": list(self.zoneout),
+            "zoneout": self.zoneout[0] if len(set(self.zoneout)) == 1 else list(self.zoneout),
             "merge": self.merge,
             "reverse": self.reverse,
             "dtype": str(self.dtype),

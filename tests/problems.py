@@ -12,8 +12,26 @@ import rnn
 Array = NDArray[np.floating[Any]]
 
 
+class Kind(NamedTuple):
+    """A cell's layer: its class in `rnn`, the arguments that choose the cell, its gates and its states."""
+
+    layer: str
+    options: dict[str, str]
+    gates: int
+    states: int
+
+
+KINDS = {
+    "rnn_tanh": Kind("RNN", {"nonlinearity": "tanh"}, gates=1, states=1),
+    "rnn_sigmoid": Kind("RNN", {"nonlinearity": "sigmoid"}, gates=1, states=1),
+    "rnn_relu": Kind("RNN", {"nonlinearity": "relu"}, gates=1, states=1),
+    "lstm": Kind("LSTM", {}, gates=4, states=2),
+    "gru": Kind("GRU", {}, gates=3, states=1),
+}
+
+
 class Problem(NamedTuple):
-    """T time steps, N lanes (the batch), I inputs, H hidden units, O outputs (None: no readout)."""
+    """T time steps, N lanes (the batch), I inputs, H hidden units, O outputs (None: no readout), one of the KINDS."""
 
     name: str
     T: int
@@ -22,37 +40,35 @@ class Problem(NamedTuple):
     H: int
     O: int | None
     bias: bool = True
-    nonlinearity: str = "tanh"
+    cell: str = "rnn_tanh"
     dtype: str = "float32"
+    forward_only: bool = False
+    """Whether nobody trains at these sizes, so that benches time the forward pass alone."""
 
     def __str__(self) -> str:
-        parts = [self.name, self.nonlinearity, *([] if self.bias else ["no bias"]), self.dtype]
+        parts = [self.name, self.cell, *([] if self.bias else ["no bias"]), self.dtype]
         return ", ".join(parts)
 
     @property
-    def cell(self) -> str:
-        return f"rnn_{self.nonlinearity}"
+    def kind(self) -> Kind:
+        return KINDS[self.cell]
 
     @property
     def multiplications(self) -> int:
         """Multiply-adds of the products of a forward pass; a training step has three times as many."""
-        weights = self.H * (self.I + self.H + (self.O or 0))
+        weights = self.H * (self.kind.gates * (self.I + self.H) + (self.O or 0))
         return self.T * self.N * weights
 
-    def layer(self, seed: int | np.random.Generator = 0) -> rnn.RNN:
-        return rnn.RNN(
-            self.I,
-            self.H,
-            output_size=self.O,
-            nonlinearity=self.nonlinearity,
-            bias=self.bias,
-            seed=seed,
-            dtype=self.dtype,
-        )
+    def layer(self, seed: int | np.random.Generator = 0) -> rnn.Layer:
+        """A layer of `rnn` that has never been trained."""
+        make = getattr(rnn, self.kind.layer)
+        given = {"output_size": self.O, "bias": self.bias, "seed": seed, "dtype": self.dtype}
+        made: rnn.Layer = make(self.I, self.H, **given, **self.kind.options)
+        return made
 
 
 class Data(NamedTuple):
-    """Random arrays for a problem: all that a forward pass and BPTT take."""
+    """Random arrays for a problem: all that a forward pass and BPTT take, of a cell with one state."""
 
     x: Array
     h0: Array
@@ -102,10 +118,10 @@ SHAPES = [
 ]
 
 PROBLEMS = [
-    shape._replace(nonlinearity=nonlinearity, bias=bias, dtype=dtype)
+    shape._replace(cell=cell, bias=bias, dtype=dtype)
     for shape in SHAPES
     for dtype in ("float32", "float64")
-    for nonlinearity in ("tanh", "sigmoid", "relu")
+    for cell in ("rnn_tanh", "rnn_sigmoid", "rnn_relu")
     for bias in (True, False)
 ]
 
@@ -122,29 +138,41 @@ SPEED = [
 """The shapes on which the Halide backend is to be faster than NumPy."""
 
 
-# (nonlinearity, I, H, N, T): what people run, from one unit's audio effect to DeepBench's vanilla rows, the last three
-# (baidu-research/DeepBench, code/kernels/rnn_problems.h, with I = H and the input product counted).
-GRID = [
-    Problem(f"{nonlinearity} I{I} H{H} N{N} T{T}", T, N, I, H, None, nonlinearity=nonlinearity)
-    for nonlinearity, I, H, N, T in [
-        ("tanh", 1, 8, 1, 2048),
-        ("tanh", 1, 16, 512, 512),
-        ("tanh", 1, 32, 1, 1000),
-        ("tanh", 1, 32, 32, 1000),
-        ("tanh", 64, 64, 1, 256),
-        ("tanh", 64, 64, 48, 200),
-        ("tanh", 128, 128, 1, 500),
-        ("tanh", 100, 100, 20, 100),
-        ("tanh", 256, 256, 48, 100),
-        ("tanh", 320, 320, 64, 100),
-        ("tanh", 512, 512, 48, 50),
-        ("tanh", 1024, 1024, 1, 1024),
-        ("tanh", 1024, 1024, 64, 32),
-        ("tanh", 1760, 1760, 16, 50),
-        ("tanh", 1760, 1760, 64, 50),
-        ("tanh", 2048, 2048, 32, 50),
+def _grid(cell: str, *shapes: tuple[int, int, int, int], forward_only: bool = False) -> list[Problem]:
+    """Of shapes (I, H, N, T)."""
+    kind = cell.removeprefix("rnn_")
+    return [
+        Problem(f"{kind} I{I} H{H} N{N} T{T}", T, N, I, H, None, cell=cell, forward_only=forward_only)
+        for I, H, N, T in shapes
     ]
-]
+
+
+GATED = [
+    (1, 8, 1, 2048), (1, 24, 32, 2000), (1, 32, 1, 1000), (1, 40, 40, 2048),
+    (64, 64, 48, 200), (128, 128, 1, 500), (256, 256, 48, 100), (512, 512, 48, 50),
+]  # fmt: skip
+"""What LSTM and GRU are both compared on, from one unit's audio effect up."""
+
+# What people run, from one unit's audio effect to DeepBench's rows (baidu-research/DeepBench,
+# code/kernels/rnn_problems.h, with I = H and the input product counted): the last three of tanh, and what stands after
+# GATED; batches of 1 and 4 are its inference rows.
+GRID = [
+    *_grid(
+        "rnn_tanh",
+        (1, 8, 1, 2048), (1, 16, 512, 512), (1, 32, 1, 1000), (1, 32, 32, 1000), (64, 64, 1, 256), (64, 64, 48, 200),
+        (128, 128, 1, 500), (100, 100, 20, 100), (256, 256, 48, 100), (320, 320, 64, 100), (512, 512, 48, 50),
+        (1024, 1024, 1, 1024), (1024, 1024, 64, 32), (1760, 1760, 16, 50), (1760, 1760, 64, 50), (2048, 2048, 32, 50),
+    ),
+    *_grid(
+        "lstm", *GATED,
+        (256, 256, 32, 150), (512, 512, 16, 25), (512, 512, 64, 25), (1024, 1024, 32, 25), (1536, 1536, 16, 50),
+    ),
+    *_grid(
+        "lstm", (512, 512, 1, 25), (512, 512, 4, 25), (1024, 1024, 1, 25), (1024, 1024, 4, 25), forward_only=True
+    ),
+    *_grid("gru", *GATED, (512, 512, 32, 1), (1024, 1024, 32, 187), (1536, 1536, 32, 187)),
+    *_grid("gru", (1536, 1536, 1, 50), (1536, 1536, 4, 50), forward_only=True),
+]  # fmt: skip
 """What the peers are compared on. A row is all that another shape takes."""
 
 

@@ -38,21 +38,37 @@ class Case(NamedTuple):
 
 ODD = named("odd primes")
 LATE = Objective("adam", scale=2.5, skip=2)
+GATED = ("lstm", "gru")
 CASES = [
     Case(ODD, Objective("sgd")),
     Case(ODD._replace(dtype="float64"), LATE),
-    Case(ODD._replace(dtype="float64", nonlinearity="relu", bias=False), Objective("sgd", scale=0.5, skip=1)),
-    Case(ODD._replace(dtype="float64", nonlinearity="sigmoid"), LATE),
+    Case(ODD._replace(dtype="float64", cell="rnn_relu", bias=False), Objective("sgd", scale=0.5, skip=1)),
+    Case(ODD._replace(dtype="float64", cell="rnn_sigmoid"), LATE),
     Case(named("one lane, long"), Objective("adam")),
     Case(named("no readout"), Objective("adam")),
-    Case(named("no readout")._replace(dtype="float64", nonlinearity="relu"), Objective("sgd")),
+    Case(named("no readout")._replace(dtype="float64", cell="rnn_relu"), Objective("sgd")),
     Case(named("columns of a picture")._replace(bias=False), Objective("sgd", scale=1024, skip=8)),
     Case(named("wide input"), Objective("adam", scale=100)),
+    *(
+        case
+        for cell in GATED
+        for case in (
+            Case(ODD._replace(cell=cell), Objective("sgd")),
+            Case(ODD._replace(cell=cell, dtype="float64", bias=False), Objective("sgd", scale=0.5, skip=1)),
+            Case(named("one lane, long")._replace(cell=cell), Objective("sgd", scale=10)),
+            Case(named("no readout")._replace(cell=cell, dtype="float64"), Objective("adam")),
+            Case(named("wide state")._replace(cell=cell), Objective("sgd", scale=100)),
+        )
+    ),
 ]
 FEW = [
-    Case(ODD._replace(dtype="float64", nonlinearity="relu", bias=False), Objective("sgd", scale=0.5, skip=1)),
+    Case(ODD._replace(dtype="float64", cell="rnn_relu", bias=False), Objective("sgd", scale=0.5, skip=1)),
     Case(named("one lane, long"), Objective("adam")),
-    Case(named("no readout")._replace(dtype="float64", nonlinearity="sigmoid"), LATE),
+    Case(named("no readout")._replace(dtype="float64", cell="rnn_sigmoid"), LATE),
+    Case(ODD._replace(dtype="float64", cell="lstm"), Objective("sgd", scale=0.5, skip=1)),
+    Case(named("one lane, long")._replace(cell="lstm", bias=False), Objective("sgd")),
+    Case(ODD._replace(dtype="float64", cell="gru"), Objective("sgd", scale=0.5, skip=1)),
+    Case(named("one lane, long")._replace(cell="gru", bias=False), Objective("sgd")),
 ]
 """For a library that compiles some seconds for each."""
 SEEN_BY = Case(ODD, Objective("adam", scale=25, skip=2))
@@ -74,16 +90,21 @@ def wide(arrays: Mapping[str, Array]) -> dict[str, Array]:
     return {name: array.astype(np.float64) for name, array in arrays.items()}
 
 
+def zeros(problem: Problem) -> tuple[Array, ...]:
+    """States."""
+    return tuple(np.zeros((problem.N, problem.H)) for _ in range(problem.kind.states))
+
+
 def expected_gradients(case: Case, given: Example) -> tuple[Array, float, dict[str, Array]]:
     """The reference's output, loss and gradients, in float64."""
     problem, (_, scale, skip) = case
     x, target, weights = given.x.astype(np.float64), given.target.astype(np.float64), wide(given.weights)
-    cell, h0 = CELLS[problem.cell], (np.zeros((problem.N, problem.H)),)
-    run = recurrence.forward(cell, x, h0, weights)
+    cell, initial = CELLS[problem.cell], zeros(problem)
+    run = recurrence.forward(cell, x, initial, weights)
     difference = run.output[skip:] - target[skip:]
     d_output = np.zeros_like(target)
     d_output[skip:] = 2 * scale / difference.size * difference
-    back = recurrence.bptt(cell, x, weights, run.states, run.kept, d_output, h0)
+    back = recurrence.bptt(cell, x, weights, run.states, run.kept, d_output, initial)
     return run.output, scale * float(np.mean(difference**2)), {**back.weights, "x": back.x}
 
 
@@ -147,24 +168,24 @@ def check(rival: Rival, case: Case) -> None:
     check_training(rival, case)
 
 
-def check_central_differences(rival: Rival) -> None:
-    problem = Problem("small", T=4, N=2, I=2, H=3, O=2, dtype="float64")
+def check_central_differences(rival: Rival, cell: str) -> None:
+    problem = Problem("small", T=4, N=2, I=2, H=3, O=2, cell=cell, dtype="float64")
     given = example(problem)
     _, scale, skip = objective = Objective(scale=1.5, skip=1)
     network = rival.Network(problem.cell, given.weights, objective)
     gradients = network.gradients(network.batch(given.x, given.target))
 
     def loss() -> float:
-        run = recurrence.forward(CELLS[problem.cell], given.x, (np.zeros((2, 3)),), given.weights)
+        run = recurrence.forward(CELLS[problem.cell], given.x, zeros(problem), given.weights)
         return scale * float(np.mean((run.output - given.target)[skip:] ** 2))
 
     for name, array in {**given.weights, "x": given.x}.items():
         assert_allclose(gradients[name], central_differences(loss, array), rtol=1e-6, atol=1e-8, err_msg=name)
 
 
-def check_lanes(rival: Rival) -> None:
+def check_lanes(rival: Rival, cell: str) -> None:
     """A batch is a stack of single lanes."""
-    problem = ODD._replace(dtype="float64")
+    problem = ODD._replace(cell=cell, dtype="float64")
     x, target, weights = example(problem)
     network = rival.Network(problem.cell, weights, Objective(scale=problem.N))  # the mean, then, is a sum
     batch = network.batch(x, target)
@@ -232,8 +253,10 @@ Mutant = tuple[object, str, Any]
 """A module or class, its attribute, and what stands there in place of what is right."""
 
 
-def check_mutant(rival: Rival, mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+def check_mutant(
+    rival: Rival, mutant: Mutant, monkeypatch: pytest.MonkeyPatch, cell: str = SEEN_BY.problem.cell
+) -> None:
     """The rival with this one thing wrong is turned down."""
     monkeypatch.setattr(*mutant)
     with pytest.raises(AssertionError, match="allowed"):
-        check(rival, SEEN_BY)
+        check(rival, SEEN_BY._replace(problem=ODD._replace(cell=cell)))

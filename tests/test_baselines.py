@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from problems import PROBLEMS, Problem, data
+from problems import PROBLEMS, SHAPES, Problem, data
 from reference import ReferenceBackend
 from rivals import (
     CASES,
+    GATED,
     ODD,
     SEEN_BY,
     Case,
@@ -44,7 +45,17 @@ PAIRS = [
     pytest.param(name, case, id=f"{name}, {case}")
     for name in RIVALS
     for case in CASES
-    if name != "tutorial" or case.problem.nonlinearity == "tanh"
+    if name != "tutorial" or case.problem.cell == "rnn_tanh"
+]
+GATED_PROBLEMS = [
+    shape._replace(cell=cell, bias=bias, dtype=dtype)
+    for shape in SHAPES
+    for dtype in ("float32", "float64")
+    for cell in GATED
+    for bias in (True, False)
+]
+CELLS_OF = [
+    (name, cell) for name in RIVALS for cell in ("rnn_tanh", *GATED) if name != "tutorial" or cell == "rnn_tanh"
 ]
 
 
@@ -79,14 +90,61 @@ def test_the_numpy_backend_is_the_reference(problem: Problem) -> None:
         assert_close("h0", got_back.initial[0], back.initial[0], allowed)
 
 
-@pytest.mark.parametrize("name", RIVALS)
-def test_gradients_are_central_differences(name: str) -> None:
-    check_central_differences(RIVALS[name])
+@pytest.mark.parametrize("problem", GATED_PROBLEMS, ids=str)
+def test_states_may_begin_and_end_anywhere(problem: Problem, rng: np.random.Generator) -> None:
+    """LSTM and GRU in NumPy, from any states to any gradients of the last ones, against the reference."""
+    x, _, weights, d_output, _ = data(problem)
+    initial, d_last = (
+        tuple(rng.standard_normal((problem.N, problem.H)).astype(problem.dtype) for _ in range(problem.kind.states))
+        for _ in range(2)
+    )
+    cell = CELLS[problem.cell]
+    want, got = recurrence.forward(cell, x, initial, weights), numpy.forward(problem.cell, x, initial, weights)
+    for k, (got_state, state) in enumerate(zip(got.states, want.states, strict=True)):
+        assert_close(f"state {k}", got_state, state, tolerance(problem, backward=False))
+    assert_close("output", got.output, want.output, tolerance(problem, backward=False))
+    untouched = d_output.copy()
+    for last in (d_last, None):
+        zeros = tuple(map(np.zeros_like, initial))
+        back = recurrence.bptt(cell, x, weights, want.states, want.kept, d_output, last or zeros)
+        got_back = numpy.bptt(problem.cell, x, weights, got.states, got.kept, d_output, last)
+        allowed = tolerance(problem, backward=True)
+        assert got_back.weights.keys() == back.weights.keys()
+        for name, gradient in back.weights.items():
+            assert_close(name, got_back.weights[name], gradient, allowed)
+        assert_close("x", got_back.x, back.x, allowed)
+        for k, (got_initial, gradient) in enumerate(zip(got_back.initial, back.initial, strict=True)):
+            assert_close(f"initial state {k}", got_initial, gradient, allowed)
+    np.testing.assert_array_equal(d_output, untouched)
 
 
-@pytest.mark.parametrize("name", RIVALS)
-def test_batch_is_a_stack_of_single_lanes(name: str) -> None:
-    check_lanes(RIVALS[name])
+@pytest.mark.parametrize(("rows", "columns"), [(0, 3), (3, 0), (7, 5), (300, 300), (257, 1031)])
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_transposed_matrix_is_its_transpose(rows: int, columns: int, lanes: int) -> None:
+    matrix = np.arange(rows * columns, dtype="float32").reshape(rows, columns)
+    np.testing.assert_array_equal(numpy.transposed(matrix, lanes), matrix.T)
+
+
+def test_a_forward_pass_sees_the_weights_of_the_last_step() -> None:
+    """W_hh^T, which is kept from pass to pass, changes with them."""
+    x, target, weights = example(ODD)
+    network = numpy.Network(ODD.cell, weights, Objective())
+    batch = network.batch(x, target)
+    before = network.forward(batch).copy()
+    network.train(batch, 0.5)
+    after = numpy.Network(ODD.cell, network.weights(), Objective())
+    np.testing.assert_array_equal(network.forward(batch), after.forward(after.batch(x, target)))
+    assert not np.array_equal(network.forward(batch), before)
+
+
+@pytest.mark.parametrize(("name", "cell"), CELLS_OF)
+def test_gradients_are_central_differences(name: str, cell: str) -> None:
+    check_central_differences(RIVALS[name], cell)
+
+
+@pytest.mark.parametrize(("name", "cell"), CELLS_OF)
+def test_batch_is_a_stack_of_single_lanes(name: str, cell: str) -> None:
+    check_lanes(RIVALS[name], cell)
 
 
 def test_threads_are_set_or_refused() -> None:
@@ -170,6 +228,7 @@ def test_the_tutorial_has_tanh_alone() -> None:
 
 STEPS_BACK = tutorial.steps_back
 RECUR_BACK, LOSS, ADAM_INIT = numpy.recur_back, numpy.loss, numpy.Adam.__init__
+LSTM_FACTORS, GRU_FACTORS = numpy.LSTM.factors, numpy.GRU.factors
 
 
 def late(self: numpy.Adam, *arguments: Any) -> None:
@@ -178,30 +237,45 @@ def late(self: numpy.Adam, *arguments: Any) -> None:
     self._count = 1
 
 
-MUTANTS: dict[tuple[str, str], Mutant] = {
-    ("numpy", "slope dropped"): (
+MUTANTS: dict[tuple[str, str, str], Mutant] = {
+    ("numpy", "rnn_tanh", "slope dropped"): (
         numpy,
         "CELLS",
-        {"rnn_tanh": numpy.Cell(np.tanh, lambda h, out: out.fill(1))},
+        {"rnn_tanh": numpy.Elman(np.tanh, lambda h, out: out.fill(1))},
     ),
-    ("numpy", "slope of the step before"): (
+    ("numpy", "rnn_tanh", "slope of the step before"): (
         numpy,
         "recur_back",
         lambda W, slopes, delta, last: RECUR_BACK(W, np.roll(slopes, 1, axis=0), delta, last),
     ),
-    ("numpy", "W_hh transposed on the way back"): (
+    ("numpy", "rnn_tanh", "W_hh transposed on the way back"): (
         numpy,
         "recur_back",
         lambda W, slopes, delta, last: RECUR_BACK(W.T, slopes, delta, last),
     ),
-    ("numpy", "bias gradient forgotten"): (numpy, "total", lambda d, out: out.fill(0)),
-    ("numpy", "loss of all steps"): (numpy, "loss", lambda y, to, how, out: LOSS(y, to, how._replace(skip=0), out)),
-    ("numpy", "Adam's bias correction late"): (numpy.Adam, "__init__", late),
-    ("numpy", "no clipping"): (numpy, "CLIP_NORM", 1e6),
-    ("tutorial", "slope dropped"): (tutorial, "slope", np.ones_like),
-    ("tutorial", "first step missed"): (tutorial, "steps_back", lambda t, _: reversed(range(1, t + 1))),
-    ("tutorial", "not carried back"): (tutorial, "steps_back", lambda t, _: [t]),
-    ("tutorial", "Adam's bias correction late"): (numpy.Adam, "__init__", late),
+    ("numpy", "rnn_tanh", "bias gradient forgotten"): (numpy, "total", lambda d, out: out.fill(0)),
+    ("numpy", "rnn_tanh", "loss of all steps"): (
+        numpy,
+        "loss",
+        lambda y, to, how, out: LOSS(y, to, how._replace(skip=0), out),
+    ),
+    ("numpy", "rnn_tanh", "Adam's bias correction late"): (numpy.Adam, "__init__", late),
+    ("numpy", "rnn_tanh", "no clipping"): (numpy, "CLIP_NORM", 1e6),
+    ("numpy", "lstm", "the state after in place of the one before"): (
+        numpy.LSTM,
+        "factors",
+        lambda self, gates, c_before, c, out: LSTM_FACTORS(self, gates, c, c, out),
+    ),
+    ("numpy", "gru", "gradient of z forgotten"): (
+        numpy.GRU,
+        "factors",
+        lambda self, r, z, n, u, before, out: GRU_FACTORS(self, r, z, n, u, n, out),
+    ),
+    ("numpy", "gru", "reset before the product on the way back"): (numpy.GRU, "from_input", (numpy.Span(0, 3, 0),)),
+    ("tutorial", "rnn_tanh", "slope dropped"): (tutorial, "slope", np.ones_like),
+    ("tutorial", "rnn_tanh", "first step missed"): (tutorial, "steps_back", lambda t, _: reversed(range(1, t + 1))),
+    ("tutorial", "rnn_tanh", "not carried back"): (tutorial, "steps_back", lambda t, _: [t]),
+    ("tutorial", "rnn_tanh", "Adam's bias correction late"): (numpy.Adam, "__init__", late),
 }
 
 
@@ -210,6 +284,6 @@ def test_a_right_rival_passes(name: str) -> None:
     check(RIVALS[name], SEEN_BY)
 
 
-@pytest.mark.parametrize(("name", "mutant"), MUTANTS, ids=lambda part: part)
-def test_a_wrong_rival_is_caught(name: str, mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_mutant(RIVALS[name], MUTANTS[name, mutant], monkeypatch)
+@pytest.mark.parametrize(("name", "cell", "mutant"), MUTANTS, ids=lambda part: part)
+def test_a_wrong_rival_is_caught(name: str, cell: str, mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_mutant(RIVALS[name], MUTANTS[name, cell, mutant], monkeypatch, cell)

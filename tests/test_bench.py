@@ -303,7 +303,7 @@ def full(session: runner.Session, tmp_path: Path) -> runner.Session:
                 wide = SMALL._replace(name=f"{case.name}, {width} wide")
                 add("speedup", wide, ["halide", "numpy"], threads=threads)
         for problem in problems.GRID:
-            for which in runner.PASSES:
+            for which in runner.PASSES[:1] if problem.forward_only else runner.PASSES:
                 add("peers", problem, ["halide", "numpy"], which, threads)
         for problem in problems.SPEED:
             add("threads", problem, ["halide", "numpy"], threads=threads)
@@ -391,5 +391,30 @@ def test_every_task_can_be_made_as_a_step() -> None:
 
 
 def test_the_grid_is_what_was_agreed() -> None:
-    assert len(problems.GRID) == 16
-    assert problems.GRID[-1].multiplications == 2 * 50 * 32 * 2048**2
+    kinds = [problem.cell for problem in problems.GRID]
+    assert {cell: kinds.count(cell) for cell in kinds} == {"rnn_tanh": 16, "lstm": 17, "gru": 13}
+    assert len({problem.name for problem in problems.GRID}) == len(kinds)
+    assert problems.named("tanh I2048 H2048 N32 T50").multiplications == 2 * 50 * 32 * 2048**2
+    assert problems.named("lstm I64 H64 N48 T200").multiplications == 200 * 48 * 4 * 64 * (64 + 64)
+    assert problems.named("gru I1 H8 N1 T2048").multiplications == 2048 * 3 * 8 * (1 + 8)
+    forward_only = [problem for problem in problems.GRID if problem.forward_only]
+    assert {problem.N for problem in forward_only} == {1, 4}
+    assert len(forward_only) == 6
+
+
+def test_where_nobody_trains_the_forward_pass_alone_is_timed(session: runner.Session) -> None:
+    timed: list[str] = []
+
+    class Watched(runner.Session):
+        def is_right(self, *arguments: object) -> bool:
+            return True
+
+        def time(self, benchmark: str, crew: object, problem: problems.Problem, which: str) -> list[results.Row]:
+            timed.append(which)
+            return []
+
+    watched = Watched(session.out, [0], ("halide",), 0.1, True, LIMITS, lambda _: None, {})
+    crew: Any = {"halide": None}
+    for problem in (SMALL, SMALL._replace(forward_only=True)):
+        watched.measure("peers", [crew], cases.step_of(problem))
+    assert timed == ["forward", "train", "forward"]

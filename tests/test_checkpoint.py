@@ -37,7 +37,7 @@ def assert_same(one: dict[str, Any], two: dict[str, Any]) -> None:
 # --- what is saved comes back ---
 
 
-@pytest.mark.parametrize("problem", [p for p in PROBLEMS if p.nonlinearity == "relu"], ids=str)
+@pytest.mark.parametrize("problem", [p for p in PROBLEMS if p.cell == "rnn_relu"], ids=str)
 def test_a_layer_comes_back(problem: Problem, path: Path) -> None:
     layer = problem.layer()
     rnn.save(path, layer, metadata={"task": "sobel", "scale": [0.1, 255], "größe": None})

@@ -15,6 +15,7 @@ from numpy.testing import assert_allclose
 from rivals import (
     CASES,
     FEW,
+    GATED,
     ODD,
     RATE,
     SEEN_BY,
@@ -52,14 +53,21 @@ def test_losses_and_updates_are_the_references(name: str, case: Case) -> None:
     check_training(RIVALS[name], case)
 
 
+@pytest.mark.parametrize("cell", ["rnn_tanh", *GATED])
 @pytest.mark.parametrize("name", RIVALS)
-def test_gradients_are_central_differences(name: str) -> None:
-    check_central_differences(RIVALS[name])
+def test_gradients_are_central_differences(name: str, cell: str) -> None:
+    check_central_differences(RIVALS[name], cell)
 
 
+@pytest.mark.parametrize("cell", ["rnn_tanh", *GATED])
 @pytest.mark.parametrize("name", RIVALS)
-def test_batch_is_a_stack_of_single_lanes(name: str) -> None:
-    check_lanes(RIVALS[name])
+def test_batch_is_a_stack_of_single_lanes(name: str, cell: str) -> None:
+    check_lanes(RIVALS[name], cell)
+
+
+def test_jax_sums_many_rows_as_it_sums_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "MANY", 0)
+    check_gradients(jax, SEEN_BY)
 
 
 @pytest.mark.parametrize(
@@ -151,9 +159,9 @@ def test_the_reference_is_torchs_layer_in_both_directions(
 
 # Mutants
 
-TORCH_BACK = pytorch.recur_back
+TORCH_BACK, TORCH_GRU_BACK = pytorch.recur_back, pytorch.recur_gru_back
 JAX_BACK, JAX_FORWARD, JAX_ADAM = jax.recur_back, jax.forward, jax.adam
-SUM_OF_ROWS, GRAPH_INIT = symbolic.Graph.sum_of_rows, symbolic.Graph.__init__
+SUM_OF_ROWS, ELMAN_INIT = symbolic.Graph.sum_of_rows, symbolic.Elman.__init__
 
 
 def unbiased(backward: Callable[..., Any]) -> Callable[..., Any]:
@@ -173,6 +181,11 @@ def jax_recur(back: Callable[..., Any]) -> Any:
     return wrong
 
 
+def jax_turned(cell: str, kept: Any, d: Any) -> Any:
+    d_projected, d_W_hh, d_biases = JAX_BACK(cell, kept, d)
+    return d_projected, d_W_hh.T, d_biases
+
+
 def jax_forward(cell: str, weights: Any, x: Any) -> Any:
     stopped = {"bias_hh_l0": jax_library.lax.stop_gradient(weights["bias_hh_l0"])}
     return JAX_FORWARD(cell, {**weights, **stopped}, x)
@@ -182,52 +195,90 @@ def jax_adam(weights: Any, moments: Any, gradients: Any, rates: Any) -> Any:
     return JAX_ADAM(weights, moments, gradients, rates._replace(root=rates.root**2))
 
 
-def flat(self: symbolic.Graph, *arguments: Any) -> None:
-    """A graph whose activation has the slope 1."""
-    GRAPH_INIT(self, *arguments)
+def flat(self: symbolic.Elman, *arguments: Any, **options: Any) -> None:
+    """A cell whose activation has the slope 1."""
+    ELMAN_INIT(self, *arguments, **options)
     self.slope = lambda h: h * 0 + 1
 
 
-MUTANTS: dict[tuple[str, str], Mutant] = {
-    ("pytorch", "slope of a sigmoid"): (
+MUTANTS: dict[tuple[str, str, str], Mutant] = {
+    ("pytorch", "rnn_tanh", "slope of a sigmoid"): (
         pytorch,
         "recur_back",
         lambda cell, W, h, d: TORCH_BACK("rnn_sigmoid", W, h, d),
     ),
-    ("pytorch", "slope of the step before"): (
+    ("pytorch", "rnn_tanh", "slope of the step before"): (
         pytorch,
         "recur_back",
         lambda cell, W, h, d: TORCH_BACK(cell, W, torch.roll(h, 1, 0), d),
     ),
-    ("pytorch", "W_hh transposed on the way back"): (
+    ("pytorch", "rnn_tanh", "W_hh transposed on the way back"): (
         pytorch,
         "recur_back",
         lambda cell, W, h, d: TORCH_BACK(cell, W.t(), h, d),
     ),
-    ("pytorch", "bias gradient forgotten"): (pytorch.Layer, "backward", staticmethod(unbiased(pytorch.Layer.backward))),
-    ("pytorch", "another second moment"): (pytorch, "BETAS", (0.9, 0.99)),
-    ("pytorch", "no clipping"): (pytorch, "CLIP_NORM", 1e6),
-    ("jax", "slope dropped"): (
+    ("pytorch", "rnn_tanh", "bias gradient forgotten"): (
+        pytorch.Elman,
+        "backward",
+        staticmethod(unbiased(pytorch.Elman.backward)),
+    ),
+    ("pytorch", "rnn_tanh", "another second moment"): (pytorch, "BETAS", (0.9, 0.99)),
+    ("pytorch", "rnn_tanh", "no clipping"): (pytorch, "CLIP_NORM", 1e6),
+    ("pytorch", "gru", "gradient of r forgotten"): (
+        pytorch,
+        "recur_gru_back",
+        lambda W, rz, n, u, *others: TORCH_GRU_BACK(W, rz, n, 0 * u, *others),
+    ),
+    ("pytorch", "gru", "gradient of one bias forgotten"): (
+        pytorch.GRU,
+        "backward",
+        staticmethod(unbiased(pytorch.GRU.backward)),
+    ),
+    ("jax", "rnn_tanh", "slope dropped"): (
         jax,
         "CELLS",
-        {"rnn_tanh": jax.CELLS["rnn_tanh"]._replace(slope=lambda h: h * 0 + 1)},
+        {"rnn_tanh": jax.elman(jax_library.numpy.tanh, lambda h: h * 0 + 1)},
     ),
-    ("jax", "slope of the step before"): (
+    ("jax", "rnn_tanh", "slope of the step before"): (
         jax,
         "recur",
-        jax_recur(lambda cell, kept, d: JAX_BACK(cell, (kept[0], kept[0], kept[2]), d)),
+        jax_recur(lambda cell, kept, d: JAX_BACK(cell, (kept[0], kept[0][0], *kept[2:]), d)),
     ),
-    ("jax", "gradient of W_hh transposed"): (
+    ("jax", "rnn_tanh", "gradient of W_hh transposed"): (
         jax,
         "recur",
-        jax_recur(lambda cell, kept, d: (JAX_BACK(cell, kept, d)[0], JAX_BACK(cell, kept, d)[1].T)),
+        jax_recur(jax_turned),
     ),
-    ("jax", "bias gradient forgotten"): (jax, "forward", jax_forward),
-    ("jax", "Adam's root forgotten"): (jax, "adam", jax_adam),
-    ("jax", "no clipping"): (jax, "CLIP_NORM", 1e6),
-    ("pytensor", "slope dropped"): (symbolic.Graph, "__init__", flat),
-    ("pytensor", "bias gradient forgotten"): (symbolic.Graph, "sum_of_rows", lambda self, d: 0 * SUM_OF_ROWS(self, d)),
-    ("pytensor", "no clipping"): (symbolic, "CLIP_NORM", 1e6),
+    ("jax", "rnn_tanh", "bias gradient forgotten"): (jax, "forward", jax_forward),
+    ("jax", "rnn_tanh", "Adam's root forgotten"): (jax, "adam", jax_adam),
+    ("jax", "rnn_tanh", "no clipping"): (jax, "CLIP_NORM", 1e6),
+    ("jax", "lstm", "c not carried back"): (
+        jax,
+        "CELLS",
+        {"lstm": jax.CELLS["lstm"]._replace(back=lambda d, *others: jax.lstm_back((d[0], 0 * d[1]), *others))},
+    ),
+    ("jax", "gru", "the state after in place of the one before"): (
+        jax,
+        "CELLS",
+        {"gru": jax.CELLS["gru"]._replace(back=lambda d, before, h, kept: jax.gru_back(d, (h,), h, kept))},
+    ),
+    ("pytensor", "rnn_tanh", "slope dropped"): (symbolic.Elman, "__init__", flat),
+    ("pytensor", "rnn_tanh", "bias gradient forgotten"): (
+        symbolic.Graph,
+        "sum_of_rows",
+        lambda self, d: 0 * SUM_OF_ROWS(self, d),
+    ),
+    ("pytensor", "lstm", "the state after in place of the one before"): (
+        symbolic.Graph,
+        "before",
+        lambda self, first, sequence: sequence,
+    ),
+    ("pytensor", "gru", "the state after in place of the one before"): (
+        symbolic.Graph,
+        "before",
+        lambda self, first, sequence: sequence,
+    ),
+    ("pytensor", "rnn_tanh", "no clipping"): (symbolic, "CLIP_NORM", 1e6),
 }
 
 
@@ -236,6 +287,6 @@ def test_a_right_rival_passes(name: str) -> None:
     check(RIVALS[name], SEEN_BY)
 
 
-@pytest.mark.parametrize(("name", "mutant"), MUTANTS, ids=lambda part: part)
-def test_a_wrong_rival_is_caught(name: str, mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_mutant(RIVALS[name], MUTANTS[name, mutant], monkeypatch)
+@pytest.mark.parametrize(("name", "cell", "mutant"), MUTANTS, ids=lambda part: part)
+def test_a_wrong_rival_is_caught(name: str, cell: str, mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_mutant(RIVALS[name], MUTANTS[name, cell, mutant], monkeypatch, cell)

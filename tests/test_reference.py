@@ -75,9 +75,9 @@ def test_one_step_by_hand() -> None:
 
 
 @both
-@pytest.mark.parametrize("nonlinearity", ["tanh", "sigmoid", "relu"])
-def test_batch_is_a_stack_of_single_lanes(nonlinearity: str) -> None:
-    problem = named("odd primes")._replace(nonlinearity=nonlinearity, dtype="float64")
+@pytest.mark.parametrize("cell", ["rnn_tanh", "rnn_sigmoid", "rnn_relu"])
+def test_batch_is_a_stack_of_single_lanes(cell: str) -> None:
+    problem = named("odd primes")._replace(cell=cell, dtype="float64")
     layer = problem.layer()
     x, h0, layer.weights, d_output, d_state = data(problem)
     run = layer.forward(x, h0)
@@ -127,9 +127,9 @@ def test_without_time_the_last_state_is_the_first() -> None:
 
 
 @both
-@pytest.mark.parametrize("nonlinearity", ["tanh", "sigmoid", "relu"])
-def test_nan_stays_in_its_lane_and_goes_on_in_time(nonlinearity: str) -> None:
-    problem = named("odd primes")._replace(nonlinearity=nonlinearity)
+@pytest.mark.parametrize("cell", ["rnn_tanh", "rnn_sigmoid", "rnn_relu"])
+def test_nan_stays_in_its_lane_and_goes_on_in_time(cell: str) -> None:
+    problem = named("odd primes")._replace(cell=cell)
     layer = problem.layer()
     x, h0, layer.weights, _, _ = data(problem)
     x[2, 3, 1] = np.nan

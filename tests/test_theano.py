@@ -82,9 +82,9 @@ def check_backend(got_backend: rnn.backend.Backend, problem: Problem) -> None:
         named("wide state"),
         named("one lane, long"),
         named("one of everything"),
-        named("no readout")._replace(nonlinearity="sigmoid"),
-        named("one step")._replace(nonlinearity="relu", bias=False),
-        ODD._replace(N=1, nonlinearity="relu", bias=False, dtype="float64"),
+        named("no readout")._replace(cell="rnn_sigmoid"),
+        named("one step")._replace(cell="rnn_relu", bias=False),
+        ODD._replace(N=1, cell="rnn_relu", bias=False, dtype="float64"),
     ],
     ids=str,
 )

@@ -18,7 +18,7 @@ from rnn import _threads
 PROBLEM = named("rows of a picture")
 
 
-def digest(layer: rnn.RNN) -> bytes:
+def digest(layer: rnn.Layer) -> bytes:
     x, h0, layer.weights, d_output, d_state = data(PROBLEM)
     run = layer.forward(x, h0)
     gradients = layer.bptt(run, d_output, d_state)

@@ -20,7 +20,7 @@ def tolerance(problem: Problem, *, backward: bool, more: int = 0) -> float:
     """Largest error, relative to the L2 norm of the reference. K is the longest sum that a number goes
     through; `more`: operations of a step beyond those of an Elman cell.
     """
-    longest = max(problem.N, problem.I, problem.H, problem.O or 0)
+    longest = max(problem.N, problem.I, problem.kind.gates * problem.H, problem.O or 0)
     depth = math.ceil(math.log2(max(longest * problem.T, 2))) + more
     return float(4 * (2 if backward else 1) * depth * np.finfo(problem.dtype).eps)
 

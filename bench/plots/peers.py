@@ -41,5 +41,5 @@ def draw(session: Session) -> Figure:
     first.set_yticks(range(len(cases)), cases)
     first.invert_yaxis()
     figure.axes[-1].legend(loc="lower right")
-    figure.suptitle("Against the peers: Elman layers without readout, each library with as many threads, in turns")
+    figure.suptitle("Against the peers: layers without readout, each library with as many threads, in turns")
     return figure

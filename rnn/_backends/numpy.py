@@ -1,19 +1,20 @@
 """NumPy as a backend: float32 and float64, no kernels needed. Fast where `baselines.numpy` has the cell, and for the
-rest the reference."""
+rest the reference, which also runs a user's own cell from its equations."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-from ..backend import BackendUnavailable
 from ..baselines import numpy as fast
 from ..baselines import recurrence
-from ..baselines.cells import CELLS
-from ..cells import CellEquations
+from ..baselines.cells import CELLS, Cell
+from ..cells import BUILT_IN, CellEquations
 from .base import Array, Backend, Gradients, Tape, Walk
+from .derived import Derived
 
 
 class NumpyBackend:
@@ -24,8 +25,8 @@ class NumpyBackend:
         self, cell: CellEquations, x: Array, initial: Sequence[Array], weights: Mapping[str, Array], walk: Walk
     ) -> Tape:
         if _is_fast(cell, walk):
-            states, output = fast.forward(cell.name, x, initial[0], weights)
-            return Tape((states,), (), output)
+            done = fast.forward(cell.name, x, initial, weights)
+            return Tape(done.states, done.kept, done.output)
         run = recurrence.forward(_known(cell), x, tuple(initial), weights, **_options(walk))
         return Tape(run.states, run.kept, run.output)
 
@@ -39,11 +40,11 @@ class NumpyBackend:
         d_last: Sequence[Array | None],
         walk: Walk,
     ) -> Gradients:
-        if _is_fast(cell, walk):
-            gradients = fast.bptt(cell.name, x, weights, tape.states[0], d_output, d_last[0])
-            return Gradients(gradients.weights, gradients.x, gradients.initial)
         last = tuple(np.zeros(tape.states[0].shape[1:], x.dtype) if d is None else d for d in d_last)
-        back = recurrence.bptt(_known(cell), x, weights, tape.states, tape.kept, d_output, last, **_options(walk))
+        if _is_fast(cell, walk):
+            back = fast.bptt(cell.name, x, weights, tape.states, tape.kept, d_output, last)
+        else:
+            back = recurrence.bptt(_known(cell), x, weights, tape.states, tape.kept, d_output, last, **_options(walk))
         return Gradients(back.weights, back.x, back.initial)
 
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
@@ -54,13 +55,12 @@ class NumpyBackend:
 
 
 def _is_fast(cell: CellEquations, walk: Walk) -> bool:
-    return cell.name in fast.CELLS and walk.is_plain
+    return cell.name in fast.CELLS and BUILT_IN.get(cell.name) is cell and walk.is_plain
 
 
-def _known(cell: CellEquations) -> Any:
-    if cell.name not in CELLS:
-        raise BackendUnavailable(f"numpy: expected one of the cells {', '.join(CELLS)}, got {cell.name}")
-    return CELLS[cell.name]
+@cache
+def _known(cell: CellEquations) -> Cell:
+    return CELLS[cell.name] if BUILT_IN.get(cell.name) is cell else Derived(cell)
 
 
 def _options(walk: Walk) -> dict[str, Any]:

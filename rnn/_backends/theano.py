@@ -19,6 +19,7 @@ from ..cells import CellEquations
 from . import numpy as reference
 from .base import Array, Backend, Gradients, Tape, Walk
 
+CELLS = ("rnn_tanh", "rnn_sigmoid", "rnn_relu", "lstm", "gru")
 WORKER = Path(baselines.__file__).with_name("theano_worker.py")
 
 
@@ -47,10 +48,10 @@ class TheanoBackend:
         _expect(cell, walk)
         if _is_empty(x, weights):
             return self._empty.forward(cell, x, initial, weights, walk)
-        (h0,) = initial
-        answer = self._ask("forward", cell.name, {"x": x, "h0": h0, **weights})
-        states = np.concatenate([h0[np.newaxis], answer.arrays["states"]])
-        return Tape((states,), (), answer.arrays["output"] if "weight_ho" in weights else states[1:])
+        found = self._ask("forward", cell.name, {"x": x, **_named("initial", initial), **weights}).arrays
+        states = tuple(np.concatenate([first[np.newaxis], found[f"state{k}"]]) for k, first in enumerate(initial))
+        kept = tuple(array for name, array in found.items() if name.startswith("kept"))
+        return Tape(states, kept, found["output"] if "weight_ho" in weights else states[0][1:])
 
     def bptt(
         self,
@@ -64,13 +65,11 @@ class TheanoBackend:
     ) -> Gradients:
         if _is_empty(x, weights):
             return self._empty.bptt(cell, x, weights, tape, d_output, d_last, walk)
-        (states,), (d_state,) = tape.states, d_last
-        last = np.zeros_like(states[-1]) if d_state is None else d_state
-        answer = self._ask(
-            "bptt", cell.name, {"x": x, "states": states, "d_output": d_output, "d_last": last, **weights}
-        )
-        found = answer.arrays
-        return Gradients({name: found[name] for name in weights}, found["x"], (found["h0"],))
+        last = [np.zeros_like(state[-1]) if d is None else d for state, d in zip(tape.states, d_last, strict=True)]
+        arrays = {"x": x, **_named("state", tape.states), **_named("kept", tape.kept), "d_output": d_output}
+        found = self._ask("bptt", cell.name, {**arrays, **_named("d_last", last), **weights}).arrays
+        initial = tuple(found[f"initial{k}"] for k in range(len(last)))
+        return Gradients({name: found[name] for name in weights}, found["x"], initial)
 
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
         return self._empty.linear(x, weight, bias)
@@ -100,10 +99,15 @@ class TheanoBackend:
 
 def _expect(cell: CellEquations, walk: Walk) -> None:
     """Raises BackendUnavailable for what its graphs don't have."""
-    if not cell.name.startswith("rnn_"):
-        raise BackendUnavailable(f"theano: expected the cell of an rnn.RNN, got {cell.name}")
+    if cell.name not in CELLS:
+        raise BackendUnavailable(f"theano: expected one of the cells {', '.join(CELLS)}, got {cell.name}")
     if not walk.is_plain:
         raise BackendUnavailable("theano: expected whole rows, forward in time, without masks")
+
+
+def _named(name: str, arrays: Sequence[Array]) -> dict[str, Array]:
+    """name0, name1, ..."""
+    return {f"{name}{k}": array for k, array in enumerate(arrays)}
 
 
 def _is_empty(x: Array, weights: Mapping[str, Array]) -> bool:

@@ -49,7 +49,8 @@ def to_model(layer: Layer, *, lengths: bool = False, states: bool = False, layou
     """`layer` as a model: a node a layer, Squeeze, Transpose, Reshape or ReduceSum between, MatMul and Add as readout.
 
     Its input is "x" (T, N, I), its output "output" (T, N, D*H or O), of the layer's dtype; T and N are left open.
-    lengths: one more input, "lengths" (N,) int32. states: more inputs "h0" (and "c0" of an LSTM) and outputs "hn"
+    lengths: one more input, "lengths" (N,) int32; past a row's end, where the layer puts out 0, the model's readout is
+    its bias. states: more inputs "h0" (and "c0" of an LSTM) and outputs "hn"
     (and "cn"), (L*D, N, H) numbered as in PyTorch. layout=1: (N, T, I), (N, T, D*H) and (N, L*D, H) instead, by the
     nodes' attribute (some runtimes have only 0).
 
