@@ -154,14 +154,16 @@ def exp(x: hl.Expr) -> hl.Expr:
 
 def log(x: hl.Expr) -> hl.Expr:
     """The natural logarithm; NaN below 0, -inf at 0."""
-    infinity, p = constant(math.inf, x), PRECISION[x.type().bits()]
+    p = PRECISION[x.type().bits()]
     subnormal = x < constant(2.0 ** (1 - p.bias), x)
     value = hl.log(hl.select(subnormal, x * constant(2.0 ** (p.mantissa + 1), x), x))
     value = value - hl.select(subnormal, constant((p.mantissa + 1) * math.log(2), x), constant(0, x))
-    bits = hl.reinterpret(p.integer, x)  # the infinite is taken for impossible otherwise
-    value = hl.select(bits == hl.reinterpret(p.integer, infinity), infinity, value)
-    value = hl.select(x > constant(0, x), value, hl.select(x < constant(0, x), constant(math.nan, x), -infinity))
-    return with_nan(x, value)
+    # Infinities by their bits: as numbers they are taken for impossible.
+    x_bits, bits = hl.reinterpret(p.integer, x), hl.reinterpret(p.integer, value)
+    high, low = (hl.reinterpret(p.integer, constant(limit, x)) for limit in (math.inf, -math.inf))
+    bits = hl.select(x_bits == high, high, hl.select(x == constant(0, x), low, bits))
+    value = hl.reinterpret(x.type(), bits)
+    return with_nan(x, hl.select(x < constant(0, x), constant(math.nan, x), value))
 
 
 def step(x: hl.Expr) -> hl.Expr:

@@ -121,20 +121,20 @@ def _sum(a: Expression, b: Expression) -> Expression:
         return constant(numbers[0] + numbers[1])
     if a is ZERO or b is ZERO:
         return b if a is ZERO else a
-    return node("add", a, _apart(a, b))
+    return node("add", _rounded(a), _rounded(b))
 
 
 def _difference(a: Expression, b: Expression) -> Expression:
     numbers = _numbers(a, b)
     if numbers:
         return constant(numbers[0] - numbers[1])
-    return a if b is ZERO else node("sub", a, _apart(a, b))
+    return a if b is ZERO else node("sub", _rounded(a), _rounded(b))
 
 
-def _apart(a: Expression, b: Expression) -> Expression:
-    """b, rounded before it is added to a. Of a sum of two products a compiler fuses one, and not the same one in each
-    copy of the code, which would give other bits for another number of threads."""
-    return node("apart", b) if a.op == b.op == "mul" else b
+def _rounded(a: Expression) -> Expression:
+    """A product is rounded before it is added. A compiler would fuse it with the sum in one copy of the code and not in
+    another, where it has moved the product out of a loop: other bits for another number of threads."""
+    return node("apart", a) if a.op == "mul" else a
 
 
 def _product(a: Expression, b: Expression) -> Expression:

@@ -67,7 +67,7 @@ FUNCTIONS: dict[str, Callable[[Any, Any], Expression]] = {
 
 def test_all_operations_are_tried() -> None:
     used = {e.op for make in FUNCTIONS.values() for e in LANGUAGE.ordered([make(A, B)])}
-    assert used - {"input", "constant"} == LANGUAGE.OPERATIONS.keys() - {"step"}  # which is relu's derivative
+    assert used - {"input", "constant"} == LANGUAGE.OPERATIONS.keys() - {"step"}  # relu's derivative
     assert _NUMPY.keys() == LANGUAGE.OPERATIONS.keys()
 
 

@@ -71,7 +71,7 @@ def test_config_makes_the_same_layer_again() -> None:
         "bias": False,
         "dropout": 0.0,
         "recurrent_dropout": 0.0,
-        "zoneout": [0.0],
+        "zoneout": 0.0,
         "merge": "concat",
         "reverse": False,
         "dtype": "float64",

@@ -295,12 +295,20 @@ def test_a_linker_that_fails_is_shown(monkeypatch: pytest.MonkeyPatch, fresh: rn
     assert not list(tmp_path.iterdir()), "half a kernel is not kept"
 
 
-def test_numpy_has_the_built_in_cells_alone() -> None:
-    with (
-        rnn.backend.using("numpy"),
-        pytest.raises(rnn.backend.BackendUnavailable, match=r"one of the cells .*got TwoS"),
-    ):
-        OWN["TwoStates"](2, 3).forward(X)
+@pytest.mark.parametrize("name", OWN)
+def test_numpy_runs_the_same_equations(name: str, rng: np.random.Generator) -> None:
+    layer = OWN[name](3, 5, seed=1, dtype="float64")
+    x, d_output = rng.standard_normal((6, 4, 3)), rng.standard_normal((6, 4, 5))
+    found = []
+    for backend in ("numpy", "halide"):
+        with rnn.backend.using(backend):
+            run = layer.forward(x)
+            found.append((run.output, layer.bptt(run, d_output)))
+    (output, gradients), (got_output, got) = found
+    np.testing.assert_allclose(got_output, output, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(got.x, gradients.x, rtol=1e-10, atol=1e-12)
+    for weight, gradient in gradients.weights.items():
+        np.testing.assert_allclose(got.weights[weight], gradient, rtol=1e-10, atol=1e-12, err_msg=weight)
 
 
 # What makes no cell
