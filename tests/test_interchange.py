@@ -361,7 +361,7 @@ def test_onnx_there_and_back_is_the_same_layer(
     if "output_size" in stack:  # past a row's end, where a layer puts out 0, the model's readout is its bias
         inside = np.arange(len(x))[:, None] < lengths
         inside = inside.T if layout else inside
-        got, want = [got[0][inside], *got[1:]], [want[0][inside], *want[1:]]
+        got, want = (got[0][inside], *got[1:]), [want[0][inside], *want[1:]]
     for a, b in zip(got, want, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     assert Backend.prepare(plain).run(feeds[0])["output"].shape == shape  # type: ignore[call-overload]
