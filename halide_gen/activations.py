@@ -158,12 +158,15 @@ def log(x: hl.Expr) -> hl.Expr:
     subnormal = x < constant(2.0 ** (1 - p.bias), x)
     value = hl.log(hl.select(subnormal, x * constant(2.0 ** (p.mantissa + 1), x), x))
     value = value - hl.select(subnormal, constant((p.mantissa + 1) * math.log(2), x), constant(0, x))
-    # Infinities by their bits: as numbers they are taken for impossible.
-    x_bits, bits = hl.reinterpret(p.integer, x), hl.reinterpret(p.integer, value)
-    high, low = (hl.reinterpret(p.integer, constant(limit, x)) for limit in (math.inf, -math.inf))
-    bits = hl.select(x_bits == high, high, hl.select(x == constant(0, x), low, bits))
-    value = hl.reinterpret(x.type(), bits)
-    return with_nan(x, hl.select(x < constant(0, x), constant(math.nan, x), value))
+
+    # Chosen among bits: as numbers, NaN and the infinities are taken for impossible.
+    def bits(number: hl.Expr | float) -> hl.Expr:
+        return hl.reinterpret(p.integer, number if isinstance(number, hl.Expr) else constant(number, x))
+
+    magnitude = bits(x) & ~(hl.cast(p.integer, 1) << hl.cast(p.integer, x.type().bits() - 1))
+    chosen = hl.select(bits(x) < 0, bits(math.nan), bits(value))
+    chosen = hl.select(magnitude == 0, bits(-math.inf), hl.select(bits(x) == bits(math.inf), bits(math.inf), chosen))
+    return hl.reinterpret(x.type(), hl.select(magnitude > bits(math.inf), bits(x), chosen))
 
 
 def step(x: hl.Expr) -> hl.Expr:
