@@ -10,6 +10,7 @@ import numpy as np
 
 import rnn
 from baselines.network import CLIP_NORM, Objective
+from rnn.layers import LAYERS
 from rnn.optim import SGD, Adam, clip_norm
 from rnn.tasks import RelativeError
 
@@ -26,15 +27,15 @@ class Network:
     the layers do."""
 
     def __init__(self, cell: str, weights: Mapping[str, Array], objective: Objective) -> None:
-        kind, _, nonlinearity = cell.partition("_")
+        made, options = LAYERS[cell]
         H, I = weights["weight_hh_l0"].shape[1], weights["weight_ih_l0"].shape[1]
-        self.layer: rnn.Layer = getattr(rnn, kind.upper())(
+        self.layer = made(
             I,
             H,
             output_size=len(weights["weight_ho"]) if "weight_ho" in weights else None,
             bias="bias_ih_l0" in weights,
             dtype=weights["weight_ih_l0"].dtype,
-            **({"nonlinearity": nonlinearity} if nonlinearity else {}),
+            **options,
         )
         self.layer.weights = dict(weights)
         self.objective = objective

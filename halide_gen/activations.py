@@ -179,7 +179,6 @@ FUNCTIONS: dict[str, Callable[..., hl.Expr]] = {
     "sub": lambda a, b: a - b,
     "mul": lambda a, b: a * b,
     "div": lambda a, b: a / b,
-    "apart": lambda a: a,  # frames.py has it
     "abs": hl.abs,
     "less": lambda a, b: a < b,
     "where": hl.select,
@@ -191,4 +190,4 @@ FUNCTIONS: dict[str, Callable[..., hl.Expr]] = {
     "log": log,
     "sqrt": hl.sqrt,
 }
-"""Halide's side of expressions.OPERATIONS."""
+"""Halide's side of expressions.OPERATIONS, but for "apart", which frames.py has."""

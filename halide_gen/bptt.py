@@ -116,7 +116,7 @@ class BPTT:
             width=H,
             rows=N,
             steps=T + 1,
-            lean=len(cell.sums) > 1 or cell.masked or not cell.hidden,
+            lean=cell.lean,
             ahead=1,
             places=made,
             projection=Projection(

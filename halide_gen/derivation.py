@@ -128,6 +128,11 @@ class Derivation:
         return self.vector_leaves + ((MASK,) if self.masked else ())
 
     @property
+    def lean(self) -> bool:
+        """Whether its kernels do with few tiles (machine.py): the step is long, or has no products, or masks."""
+        return len(self.sums) > 1 or self.masked or not self.hidden
+
+    @property
     def one_delta(self) -> bool:
         """Whether the input's and the recurrent products' gradients are the same ones."""
         return not self.hidden or self.delta_inputs == self.delta_hidden

@@ -35,9 +35,8 @@ class Forward:
         dtype = {"float32": hl.Float(32), "float64": hl.Float(64)}[self.dtype]
         self.add_input("threads", hl.InputScalar(hl.Int(32)))
         self.add_input("reverse", hl.InputScalar(hl.Int(32)))
-        self.add_input(
-            "first", hl.InputScalar(hl.Int(32))
-        )  # 1: the tape, forward in time, is without the initial states
+        # 1: the tape of a pass forward in time begins with the state after the first step
+        self.add_input("first", hl.InputScalar(hl.Int(32)))
         self.add_input("lengths", hl.InputBuffer(hl.Int(32), 1))  # (N,)
         self.add_input("x", hl.InputBuffer(dtype, 3))  # (T, N, I)
         self.add_input("initial", hl.InputBuffer(dtype, 3))  # (S, N, H)
@@ -63,7 +62,6 @@ class Forward:
         plan = schedule(g.schedule, g.target(), g.x.type())
         H, N, T, I = g.initial.dim(0).extent(), g.x.dim(1).extent(), g.x.dim(2).extent(), g.x.dim(0).extent()
         walk = Walk(T, g.reverse, g.lengths, g.reset if g.masked else None)
-        _j, _v, _n, _i = (hl.Var(name) for name in ("j", "v", "n", "i"))
 
         # ---- algorithm
         frame = ForwardFrame(cell)
@@ -111,6 +109,9 @@ class Forward:
             made += [operand(m) for m in frame.apart] + [zone(k) for k in range(len(cell.zone_leaves))]
             return made + [Place(None)] * (frame.size - len(made))
 
+        def apart(x: hl.Expr) -> hl.Expr:
+            return kept_apart(x, g.threads >> 20)
+
         def first(value: Expression, j: hl.Expr, n: hl.Expr) -> hl.Expr:
             """A carried operand for the first step."""
             leaves = {leaf: g.initial[j, n, k] for k, leaf in enumerate(cell.state_leaves)}
@@ -118,7 +119,7 @@ class Forward:
             if g.masked:
                 leaves[MASK] = g.mask[j, n]
                 leaves = {leaf: where(walk.goes_on(hl.Expr(1), n), value) for leaf, value in leaves.items()}
-            return compute([value], leaves, lambda x: kept_apart(x, g.threads >> 20))[0]
+            return compute([value], leaves, apart)[0]
 
         constants = [vector(p) for p in range(len(cell.vectors))]
         if g.masked:
@@ -128,7 +129,7 @@ class Forward:
             width=H,
             rows=N,
             steps=T,
-            lean=len(cell.sums) > 1 or cell.masked or not cell.hidden,
+            lean=cell.lean,
             ahead=0,
             places=places(),
             projection=Projection(
@@ -143,7 +144,7 @@ class Forward:
             step=frame.step,
             constants=constants,
             flags=[walk.goes_on, lambda s, n: walk.goes_on(s + 1, n)] if g.masked else [],
-            apart=lambda x: kept_apart(x, g.threads >> 20),
+            apart=apart,
             length=walk.length,
             needed=lambda s, length: s <= length,
         )

@@ -85,7 +85,6 @@ class BackFrame:
 
     def __init__(self, cell: Derivation) -> None:
         self.cell = cell
-        tape = ForwardFrame(cell)
         count = len(cell.new)
         self.gradients = [len(cell.back_sums) + k for k in range(count)]
         next_place = self.gradients[-1] + 1
@@ -99,7 +98,6 @@ class BackFrame:
         for i, value in enumerate(cell.kept):
             self.kept[value] = next_place + len(self.tape)
             self.tape.append(count + i)
-        assert len(tape.columns) >= count + len(cell.kept)
         self.zones = [next_place + len(self.tape) + k for k in range(len(cell.zone_leaves))]
         self.size = next_place + len(self.tape) + len(self.zones)
 

@@ -72,9 +72,8 @@ def _tile(layer: Layer, direction: str, N: int, masks: bool, instructions: str) 
         if direction == "bptt" or s.hidden is not None
     ]
     sums = max((phases.count(phase) for phase in phases), default=1)
-    lean = len(d.sums) > 1 or d.masked or not d.hidden
     lanes = table.LANES[instructions] // layer.dtype.itemsize
-    tiles = table.machine(instructions, sums, lean)
+    tiles = table.machine(instructions, sums, d.lean)
     if layer.dtype.itemsize == 8:
         name, tile = "wide", tiles.wide
     else:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from . import _check, backend
-from ._backends.base import Array, Backend, Tape, Walk
+from ._backends.base import Array, Backend, Tape, Walk, cut
 from .cells import BUILT_IN, CellEquations, own
 
-__all__ = ["GRU", "LSTM", "MGU", "RNN", "Gradients", "IndRNN", "Layer", "Run", "cell", "layer_class"]
+__all__ = ["GRU", "LAYERS", "LSTM", "MGU", "RNN", "Gradients", "IndRNN", "Layer", "Run", "cell", "layer_class"]
 
 NONLINEARITIES = ("tanh", "sigmoid", "relu")
 State = Array | tuple[Array, ...]
@@ -274,7 +274,7 @@ class Layer:
         chosen = backend.current()
         walk = Walk(self._directions[0], _check.lengths(lengths, T, N), _check.reset(reset, T, N))
         if walk.lengths is not None:
-            x = _cut(x, walk.lengths)
+            x = cut(x, walk.lengths)
         if self._one is not None and rng is None and not any(self.zoneout):
             tape = chosen.forward(self.cell, x, initial[0], weights, walk)
             return Run(self, chosen, tape.output, (_Pass(x, weights, walk, tape),), weights, ())
@@ -308,7 +308,7 @@ class Layer:
         if self.output_size is not None and self.bidirectional:
             x = chosen.linear(x, weights["weight_ho"], weights.get("bias_o"))
             if walk.lengths is not None:
-                x = _cut(x, walk.lengths)
+                x = cut(x, walk.lengths)
         return Run(self, chosen, x, tuple(passes), weights, tuple(masks))
 
     def _merged(self, outputs: list[Array]) -> Array:
@@ -359,7 +359,7 @@ class Layer:
         d_last = self._d_last(d_state, run.output.shape[1])
         lengths = run.passes[0].walk.lengths
         if lengths is not None:
-            d_output = _cut(d_output, lengths)
+            d_output = cut(d_output, lengths)
         if self._one is not None:
             ((x, own, walk, tape),) = run.passes
             made = run.backend.bptt(self.cell, x, own, tape, d_output, d_last[0], walk)
@@ -596,6 +596,23 @@ class IndRNN(Layer):
         return super()._arguments() | {"nonlinearity": self.nonlinearity}
 
 
+LAYERS: dict[str, tuple[type[Layer], dict[str, Any]]] = {
+    "rnn_tanh": (RNN, {"nonlinearity": "tanh"}),
+    "rnn_sigmoid": (RNN, {"nonlinearity": "sigmoid"}),
+    "rnn_relu": (RNN, {"nonlinearity": "relu"}),
+    "lstm": (LSTM, {}),
+    "lstm_peephole": (LSTM, {"peepholes": True}),
+    "lstm_coupled": (LSTM, {"coupled": True}),
+    "lstm_peephole_coupled": (LSTM, {"peepholes": True, "coupled": True}),
+    "gru": (GRU, {}),
+    "gru_reset_before": (GRU, {"reset_after": False}),
+    "mgu": (MGU, {}),
+    "indrnn_tanh": (IndRNN, {"nonlinearity": "tanh"}),
+    "indrnn_relu": (IndRNN, {"nonlinearity": "relu"}),
+}
+"""For each cell that is built in its layer class, and the arguments that choose the cell."""
+
+
 def cell(definition: type) -> type[Layer]:
     """Decorator: a layer class, used as `rnn.LSTM` is, from a class that holds a cell's equations (see rnn.cells).
 
@@ -619,13 +636,6 @@ def layer_class(name: object) -> type[Layer]:
     if not isinstance(name, str) or name not in Layer._classes:
         raise ValueError(f"layer: expected one of {', '.join(Layer._classes)}, got {name!r}")
     return Layer._classes[name]
-
-
-def _cut(array: Array, lengths: NDArray[np.int32]) -> Array:
-    """A copy with zeros past each row's end."""
-    inside = np.arange(len(array))[:, np.newaxis] < lengths
-    cut: Array = np.where(inside[:, :, np.newaxis], array, array.dtype.type(0))
-    return cut
 
 
 def _dropout(rng: np.random.Generator, share: float, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import signal
 import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from command import COMMAND, last_json, run
 from test_tasks import CAMERA, VIDEO, cut, remux
 
-COMMAND = [sys.executable, "-m", "rnn"]
 KEYS = {
     *("task", "mode", "backend", "schedule", "threads", "epochs", "epoch_seconds"),
     *("train_loss", "test_relative_rmse", "out"),
 }
-
-
-def run(*arguments: str | Path, cwd: Path, status: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([*COMMAND, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=120)
-    assert done.returncode == status, done.stderr
-    assert "Traceback" not in done.stderr
-    return done
-
-
-def last_json(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command import COMMAND, last_json, run
 from tolerance import assert_close
 
 import rnn
 from rnn import tasks
 from rnn.tasks import data, text
 
-COMMAND = [sys.executable, "-m", "rnn"]
 KEYS = {
     *("task", "cell", "layers", "hidden", "backend", "schedule", "threads", "epochs", "epoch_seconds", "train_loss"),
     *("test_bits_per_character", "out"),
@@ -40,18 +40,6 @@ class Leaky:
     def step(self, x, u, h):
         return 0.9 * h + 0.1 * tanh(x.z + u.z(h))
 """
-
-
-def run(*arguments: str | Path, cwd: Path, status: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([*COMMAND, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=120)
-    assert done.returncode == status, done.stderr
-    assert "Traceback" not in done.stderr
-    return done
-
-
-def last_json(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
 
 
 def written(path: Path, content: str | bytes) -> Path:

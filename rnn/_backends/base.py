@@ -63,6 +63,13 @@ class Gradients(NamedTuple):
     initial: tuple[Array, ...]
 
 
+def cut(array: Array, lengths: NDArray[np.int32]) -> Array:
+    """A copy of an array (T, N, ...) with zeros past each row's end."""
+    inside = np.arange(len(array))[:, np.newaxis] < lengths
+    kept: Array = np.where(inside[:, :, np.newaxis], array, array.dtype.type(0))
+    return kept
+
+
 class Backend(Protocol):
     """A way to run a cell over a whole sequence and batch. Stateless: one object serves any thread."""
 

@@ -13,7 +13,7 @@ from .._memory import empty
 from ..backend import BackendUnavailable
 from ..cells import BUILT_IN, MASK, CellEquations, Derivation, evaluate_numpy
 from . import numpy as reference
-from .base import Array, Backend, Gradients, Tape, Walk
+from .base import Array, Backend, Gradients, Tape, Walk, cut
 
 SCHEDULES = ("naive", "vectorized", "parallel", "tiled", "tuned")
 
@@ -86,12 +86,12 @@ class HalideBackend:
             )
         after = frames[0, :-1] if walk.reverse else frames[0, 1:]
         if walk.reverse and walk.lengths is not None:  # the initial states are in there, at the rows' ends
-            after = np.where((np.arange(T)[:, np.newaxis] < walk.lengths)[:, :, np.newaxis], after, dtype.type(0))
+            after = cut(after, walk.lengths)
         output = after
         if "weight_ho" in weights:
             output = self.linear(after, weights["weight_ho"], weights.get("bias_o"))
             if walk.lengths is not None:
-                output[np.arange(T)[:, np.newaxis] >= walk.lengths] = 0
+                output = cut(output, walk.lengths)
         return Tape(tuple(frames[k] for k in range(cell.states)), frames, output)
 
     def bptt(
@@ -154,27 +154,23 @@ class HalideBackend:
         d_x = empty((T, N, I), dtype)
         d_weight_ih, d_weight_hh = empty((A, I), dtype), empty((B, H), dtype)
         d_weight_ho, d_bias_o, sums = empty((O, H), dtype), empty((O,), dtype), empty((D,), dtype)
-        gradients = self._kernels.product("gradients", _DTYPES[x.itemsize])
-        # the rows of W_hh that see the same operand lie together but in cells that nobody has written yet
-        for number, (operand, first, past) in enumerate(plan.products or [(-1, 0, 0)]):
+        # in one call, and one more for each further run of rows of W_hh that sees another operand
+        further = {
+            "x": x, "weight_ih": weights["weight_ih_l0"], "d_input": steps[:, :, :A], "d_output": d_output,
+             "deltas": steps, "d_x": d_x, "d_weight_ih": d_weight_ih, "d_weight_ho": d_weight_ho,
+            "d_bias_o": d_bias_o, "sums": sums,
+        }  # fmt: skip
+        for operand, first, past in plan.products or [(-1, 0, 0)]:
             previous = frames[0, after] if operand < 0 else _operand(plan, operand, cell, frames, before, weights, walk)
-            nothing = empty((T, N, 0), dtype)
-            gradients(
-                x if number == 0 else nothing,
-                weights["weight_ih_l0"] if number == 0 else d_weight_ih[:0, :0],
-                steps[:, :, :A] if number == 0 else nothing,
-                previous,
-                steps[:, :, shift + first * H : shift + past * H],
-                frames[0, after],
-                d_output if number == 0 else nothing,
-                steps if number == 0 else nothing,
-                d_x if number == 0 else empty((T, N, 0), dtype),
-                d_weight_ih if number == 0 else empty((0, 0), dtype),
-                d_weight_hh[first * H : past * H],
-                d_weight_ho if number == 0 else empty((0, H), dtype),
-                d_bias_o if number == 0 else empty((0,), dtype),
-                sums if number == 0 else empty((0,), dtype),
-            )
+            self._gradients(
+                T, N, dtype,
+                previous=previous,
+                states=frames[0, after],
+                d_hidden=steps[:, :, shift + first * H : shift + past * H],
+                d_weight_hh=d_weight_hh[first * H : past * H],
+                **further,
+            )  # fmt: skip
+            further = {}
         made = {
             "weight_ih_l0": d_weight_ih,
             "weight_hh_l0": d_weight_hh,
@@ -202,14 +198,28 @@ class HalideBackend:
         (T, N, I), O, dtype = x.shape, len(weight), x.dtype
         if 0 in (T, N):
             return self._empty.linear_bptt(x, weight, d_output)
-        nothing, none = empty((T, N, 0), dtype), empty((0, 0), dtype)
         d_x, d_weight, d_bias = empty((T, N, I), dtype), empty((O, I), dtype), empty((O,), dtype)
-        self._kernels.product("gradients", _DTYPES[x.itemsize])(
-            x, weight, d_output, nothing, nothing, nothing, nothing, d_output,
-            d_x, d_weight, none, none, empty((0,), dtype), d_bias,
+        self._gradients(
+            T, N, dtype, x=x, weight_ih=weight, d_input=d_output, deltas=d_output, d_x=d_x, d_weight_ih=d_weight,
+            sums=d_bias,
         )  # fmt: skip
         return d_x, d_weight, d_bias
 
+    def _gradients(self, T: int, N: int, dtype: np.dtype[Any], **given: Array) -> None:
+        """Call the pipeline "gradients" with these arguments, and empty arrays for the rest."""
+        H = given["states"].shape[2] if "states" in given else 0
+        given = {"d_weight_ho": empty((0, H), dtype), **given}
+        missing = {1: empty((0,), dtype), 2: empty((0, 0), dtype), 3: empty((T, N, 0), dtype)}
+        self._kernels.product("gradients", _DTYPES[dtype.itemsize])(
+            *(given[name] if name in given else missing[axes] for name, axes in _GRADIENTS.items())
+        )
+
+
+_GRADIENTS = {
+    "x": 3, "weight_ih": 2, "d_input": 3, "previous": 3, "d_hidden": 3, "states": 3, "d_output": 3, "deltas": 3,
+    "d_x": 3, "d_weight_ih": 2, "d_weight_hh": 2, "d_weight_ho": 2, "d_bias_o": 1, "sums": 1,
+}  # fmt: skip
+"""The arguments of the pipeline "gradients" (halide_gen/gradients.py), in order, and how many axes each has."""
 
 # Bytes of one block of rows in one piece of a sequence. The kernels keep a piece in blocks before they copy it out, and
 # pieces that stay in L2 need not come back from memory.

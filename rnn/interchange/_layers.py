@@ -27,18 +27,6 @@ GATES = {
 }
 """The cells that some other format knows, and the order of the gates in the rows of their weights."""
 
-_CONSTRUCTORS: dict[str, tuple[str, dict[str, Any]]] = {
-    "rnn_tanh": ("RNN", {"nonlinearity": "tanh"}),
-    "rnn_sigmoid": ("RNN", {"nonlinearity": "sigmoid"}),
-    "rnn_relu": ("RNN", {"nonlinearity": "relu"}),
-    "lstm": ("LSTM", {"peepholes": False, "coupled": False}),
-    "lstm_peephole": ("LSTM", {"peepholes": True, "coupled": False}),
-    "lstm_coupled": ("LSTM", {"peepholes": False, "coupled": True}),
-    "lstm_peephole_coupled": ("LSTM", {"peepholes": True, "coupled": True}),
-    "gru": ("GRU", {"reset_after": True}),
-    "gru_reset_before": ("GRU", {"reset_after": False}),
-}
-
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -84,8 +72,7 @@ def make(cell: str | type[Layer], sizes: Sizes, weights: Mapping[str, Array]) ->
     """A layer of this cell (a name out of GATES, or the class of an own cell) with copies of these weights."""
     options: dict[str, Any] = {}
     if isinstance(cell, str):
-        name, options = _CONSTRUCTORS[cell]
-        cell = layers.layer_class(name)
+        cell, options = layers.LAYERS[cell]
     layer = cell(
         input_size=sizes.input_size,
         hidden_size=sizes.hidden_size,
@@ -107,16 +94,16 @@ def take(layer: Layer, format: str, own: bool = False) -> Taken:
     """`own`: also cells that `own_cell` made. Raises NotCarried if only we have this cell, or if zoneout makes it
     another one; TypeError for no layer.
     """
-    if not callable(getattr(layer, "config", None)) or not hasattr(layer, "weights"):
+    if not isinstance(layer, Layer):
         raise TypeError(f"layer: expected a layer, got {type(layer).__name__}")
     config = layer.config()
     kind = type(layer).__name__
     cell = _own_cells.get(type(layer)) if own else None
-    for known, (name, options) in _CONSTRUCTORS.items():
-        if name == kind and options.items() <= config.items():
-            cell = NodeCell.named(known)
+    name = layer.cell.name
+    if name in GATES and type(layer) is layers.LAYERS[name][0]:
+        cell = NodeCell.named(name)
     if cell is None:
-        names = sorted({name for name, _ in _CONSTRUCTORS.values()})
+        names = sorted({layers.LAYERS[known][0].__name__ for known in GATES})
         raise NotCarried(f"layer: expected one of {', '.join(names)}, {format} has no {kind}")
     if np.any(np.asarray(config.get("zoneout", 0.0), np.float64) != 0):
         raise NotCarried(f"layer: expected zoneout=0, {format} has no zoneout, got {config['zoneout']}")

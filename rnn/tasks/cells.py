@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..layers import GRU, LSTM, MGU, RNN, IndRNN, Layer
+from ..layers import LAYERS, Layer
 
 __all__ = ["CELLS", "is_gated", "layer_of"]
 
-CELLS: dict[str, tuple[type[Layer], dict[str, Any]]] = {
-    "rnn": (RNN, {}),
-    "rnn-sigmoid": (RNN, {"nonlinearity": "sigmoid"}),
-    "rnn-relu": (RNN, {"nonlinearity": "relu"}),
-    "lstm": (LSTM, {}),
-    "lstm-peephole": (LSTM, {"peepholes": True}),
-    "lstm-coupled": (LSTM, {"coupled": True}),
-    "gru": (GRU, {}),
-    "gru-reset-before": (GRU, {"reset_after": False}),
-    "mgu": (MGU, {}),
-    "indrnn": (IndRNN, {}),
-    "indrnn-tanh": (IndRNN, {"nonlinearity": "tanh"}),
+CELLS = {
+    "rnn": LAYERS["rnn_tanh"],
+    "rnn-sigmoid": LAYERS["rnn_sigmoid"],
+    "rnn-relu": LAYERS["rnn_relu"],
+    "lstm": LAYERS["lstm"],
+    "lstm-peephole": LAYERS["lstm_peephole"],
+    "lstm-coupled": LAYERS["lstm_coupled"],
+    "gru": LAYERS["gru"],
+    "gru-reset-before": LAYERS["gru_reset_before"],
+    "mgu": LAYERS["mgu"],
+    "indrnn": LAYERS["indrnn_relu"],
+    "indrnn-tanh": LAYERS["indrnn_tanh"],
 }
 """Name -> layer class, and what its constructor gets besides sizes and seed."""
 
