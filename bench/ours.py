@@ -46,7 +46,7 @@ class Network:
         return Batch(x, target)
 
     def forward(self, batch: Batch) -> Array:
-        output: Array = self.layer.forward(batch.x).output
+        output, _ = self.layer(batch.x)
         return output
 
     def train(self, batch: Batch, rate: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
@@ -61,18 +61,16 @@ class Run(NamedTuple):
     def state(self) -> State:
         """The last state of each row, to be carried over as `state` of the next piece (the initial one where a row has
         no steps)."""
-        return self.layer._joined([[_last(done, k) for done in self.passes] for k in range(self.layer.cell.states)])
+        return self.layer._joined([_last(done.tape, done.walk) for done in self.passes])
 
 
-def _last(done: _Pass, k: int) -> Array:
-    states, (reverse, lengths, *_) = done.tape.states[k], done.walk
-    if reverse:
-        last: Array = states[0]
-    elif lengths is not None:
-        last = states[lengths, np.arange(len(lengths))]
-    else:
-        last = states[-1]
-    return last
+def _last(tape: Tape, walk: Walk) -> list[Array]:
+    """Each state of the rows at their ends."""
+    if walk.reverse:
+        return [states[0] for states in tape.states]
+    if walk.lengths is not None:
+        return [states[walk.lengths, np.arange(len(walk.lengths))] for states in tape.states]
+    return [states[-1] for states in tape.states]
 
 
 class Gradients(NamedTuple):
@@ -263,6 +261,33 @@ class Layer:
         cost a copy). Raises TypeError (dtype), ValueError (shape, values), OverflowError (2^31 elements or more), each
         naming the argument, and `backend.BackendUnavailable`.
         """
+        x, initial, weights, walk = self._checked(x, state, lengths, reset)
+        chosen = backend.current()
+        if self._one is not None and rng is None and not any(self.zoneout):
+            tape = chosen.forward(self.cell, x, initial[0], weights, walk)
+            return Run(self, chosen, tape.output, (_Pass(x, weights, walk, tape),), weights, ())
+        passes: list[_Pass] = []
+        output, masks = self._stack(chosen, x, initial, weights, walk, rng, passes.append)
+        return Run(self, chosen, output, tuple(passes), weights, tuple(masks))
+
+    def __call__(
+        self, x: Array, state: State | None = None, *, lengths: Any = None, reset: Any = None
+    ) -> tuple[Array, State]:
+        """The output (T, N, O) and the last state, as `forward` gives them and with the same bits, where nobody wants
+        gradients: what BPTT needs is not kept, which takes less time and memory. Arguments and errors as `forward`."""
+        x, initial, weights, walk = self._checked(x, state, lengths, reset)
+        last: list[list[Array]] = []
+
+        def take(done: _Pass) -> None:
+            last.append([np.array(state) for state in _last(done.tape, done.walk)])
+
+        output, _ = self._stack(backend.current(), x, initial, weights, walk, None, take, keep=False)
+        return output, self._joined(last)
+
+    def _checked(
+        self, x: Array, state: State | None, lengths: Any, reset: Any
+    ) -> tuple[Array, list[list[Array]], dict[str, Array], Walk]:
+        """(x, initial states of each part, weights, walk), as a backend wants them."""
         _check.expect("x", x, self.dtype, (None, None, self.input_size), "TNI")
         T, N, _ = x.shape
         widest = max(self.hidden_size * max(self.cell.inputs, 2), self.output_size or 0)
@@ -271,14 +296,10 @@ class Layer:
         x = _check.walkable(x)
         initial = self._initial(state, N)
         weights = _check.named("weights", self.weights, self._shapes, self.dtype)
-        chosen = backend.current()
         walk = Walk(self._directions[0], _check.lengths(lengths, T, N), _check.reset(reset, T, N))
         if walk.lengths is not None:
             x = cut(x, walk.lengths)
-        if self._one is not None and rng is None and not any(self.zoneout):
-            tape = chosen.forward(self.cell, x, initial[0], weights, walk)
-            return Run(self, chosen, tape.output, (_Pass(x, weights, walk, tape),), weights, ())
-        return self._stack(chosen, x, initial, weights, walk, rng)
+        return x, initial, weights, walk
 
     def _stack(
         self,
@@ -288,9 +309,10 @@ class Layer:
         weights: dict[str, Array],
         walk: Walk,
         rng: np.random.Generator | None,
-    ) -> Run:
-        """All layers and directions."""
-        passes: list[_Pass] = []
+        take: Callable[[_Pass], None],
+        keep: bool = True,
+    ) -> tuple[Array, list[Array]]:
+        """All layers and directions: the output, and what dropout multiplied by. `take` is given what each part did."""
         masks: list[Array] = []
         for number in range(self.num_layers):
             outputs = []
@@ -299,8 +321,9 @@ class Layer:
                 part = self._parts[at]
                 own = {name: weights[full] for name, full in part.names.items()}
                 way = self._drawn(walk._replace(reverse=part.reverse), x.shape, rng)
-                passes.append(_Pass(x, own, way, chosen.forward(self.cell, x, initial[at], own, way)))
-                outputs.append(passes[-1].tape.output)
+                tape = chosen.forward(self.cell, x, initial[at], own, way, keep)
+                take(_Pass(x, own, way, tape))
+                outputs.append(tape.output)
             x = self._merged(outputs)
             if rng is not None and self.dropout and number + 1 < self.num_layers:
                 masks.append(_dropout(rng, self.dropout, x.shape, self.dtype))
@@ -309,7 +332,7 @@ class Layer:
             x = chosen.linear(x, weights["weight_ho"], weights.get("bias_o"))
             if walk.lengths is not None:
                 x = cut(x, walk.lengths)
-        return Run(self, chosen, x, tuple(passes), weights, tuple(masks))
+        return x, masks
 
     def _merged(self, outputs: list[Array]) -> Array:
         if len(outputs) == 1:
@@ -337,8 +360,8 @@ class Layer:
         _check.expect("x", x, self.dtype, (None, self.input_size), "NI")
         if self.bidirectional or self.reverse:
             raise ValueError("step: expected a layer that runs forward in time alone")
-        run = self.forward(x[np.newaxis], state)
-        return run.output[0], run.state
+        output, after = self(x[np.newaxis], state)
+        return output[0], after
 
     # ---- backward
 
@@ -363,10 +386,10 @@ class Layer:
         if self._one is not None:
             ((x, own, walk, tape),) = run.passes
             made = run.backend.bptt(self.cell, x, own, tape, d_output, d_last[0], walk)
-            return Gradients(made.weights, made.x, self._joined([[initial] for initial in made.initial]))
+            return Gradients(made.weights, made.x, self._joined([made.initial]))
 
         gradients: dict[str, Array] = {}
-        initials: list[list[Array]] = [[] for _ in range(self.cell.states)]
+        initials: list[tuple[Array, ...]] = []
         if self.output_size is not None and self.bidirectional:
             merged = self._merged([done.tape.output for done in run.passes[-2:]])
             d_output, gradients["weight_ho"], gradients["bias_o"] = run.backend.linear_bptt(
@@ -383,8 +406,7 @@ class Layer:
                 made = run.backend.bptt(self.cell, x, own, tape, self._share(d_x, which), d_last[at], walk)
                 names = self._parts[at].names
                 gradients |= {names[name]: gradient for name, gradient in made.weights.items()}
-                for k, initial in enumerate(made.initial):
-                    initials[k].insert(0, initial)
+                initials.insert(0, made.initial)
                 below = made.x if below is None else below + made.x
             assert below is not None
             d_x = below
@@ -439,9 +461,9 @@ class Layer:
             arrays.append(checked if several else checked[np.newaxis])
         return arrays
 
-    def _joined(self, states: list[list[Array]]) -> State:
-        """The other way: from each state's arrays, part by part, to what users see."""
-        arrays = tuple(parts[0] if len(parts) == 1 else np.stack(parts) for parts in states)
+    def _joined(self, parts: Sequence[Sequence[Array]]) -> State:
+        """The other way: from each part's states to what users see."""
+        arrays = tuple(given[0] if len(given) == 1 else np.stack(given) for given in zip(*parts, strict=True))
         return arrays[0] if len(arrays) == 1 else arrays
 
     # ---- weights and configuration

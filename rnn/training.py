@@ -212,11 +212,10 @@ def evaluate(
     for x, target in _pairs("sequences", sequences, layer, encode):
         state = None
         for piece in _pieces(len(x), steps):
-            run = layer.forward(_encoded(x[piece], encode), state)
-            value, _ = loss(run.output, target if steps is None else target[piece])
-            count = run.output.shape[0] * run.output.shape[1]
+            output, state = layer(_encoded(x[piece], encode), state)
+            value, _ = loss(output, target if steps is None else target[piece])
+            count = output.shape[0] * output.shape[1]
             total, weight = total + value * count, weight + count
-            state = run.state
     return total / weight
 
 

@@ -20,7 +20,13 @@ class ReferenceBackend:
     schedule: str | None = None
 
     def forward(
-        self, cell: CellEquations, x: Array, initial: Sequence[Array], weights: Mapping[str, Array], walk: Walk
+        self,
+        cell: CellEquations,
+        x: Array,
+        initial: Sequence[Array],
+        weights: Mapping[str, Array],
+        walk: Walk,
+        keep: bool = True,
     ) -> Tape:
         run = recurrence.forward(CELLS[cell.name], x, initial, weights, **options(walk))
         return Tape(run.states, run.kept, run.output)

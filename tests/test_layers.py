@@ -228,10 +228,16 @@ class Strict:
             pass
 
     def forward(
-        self, cell: CellEquations, x: Array, initial: Sequence[Array], weights: Mapping[str, Array], walk: Walk
+        self,
+        cell: CellEquations,
+        x: Array,
+        initial: Sequence[Array],
+        weights: Mapping[str, Array],
+        walk: Walk,
+        keep: bool = True,
     ) -> Tape:
         self.check(x, *initial, *weights.values())
-        return self.inner.forward(cell, x, initial, weights, walk)
+        return self.inner.forward(cell, x, initial, weights, walk, keep)
 
     def bptt(
         self,

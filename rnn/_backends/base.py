@@ -79,9 +79,16 @@ class Backend(Protocol):
     """The name of the schedule, or None where there is no such choice."""
 
     def forward(
-        self, cell: CellEquations, x: Array, initial: Sequence[Array], weights: Mapping[str, Array], walk: Walk
+        self,
+        cell: CellEquations,
+        x: Array,
+        initial: Sequence[Array],
+        weights: Mapping[str, Array],
+        walk: Walk,
+        keep: bool = True,
     ) -> Tape:
-        """Run the cell over x (T, N, I) from its initial states, (N, H) each.
+        """Run the cell over x (T, N, I) from its initial states, (N, H) each. `keep` False: nobody will ask for
+        gradients, so that of the tape only `states` and `output` need be there.
 
         weights: weight_ih_l0 (A*H, I) for the gates that see the input, weight_hh_l0 (B*H, H) for those that see the
         state (none: no such name), with bias bias_ih_l0 (A*H,) and bias_hh_l0 (B*H,), the cell's vectors as NAME_l0

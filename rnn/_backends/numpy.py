@@ -22,7 +22,13 @@ class NumpyBackend:
     schedule: str | None = None
 
     def forward(
-        self, cell: CellEquations, x: Array, initial: Sequence[Array], weights: Mapping[str, Array], walk: Walk
+        self,
+        cell: CellEquations,
+        x: Array,
+        initial: Sequence[Array],
+        weights: Mapping[str, Array],
+        walk: Walk,
+        keep: bool = True,
     ) -> Tape:
         if _is_fast(cell, walk):
             done = fast.forward(cell.name, x, initial, weights)

@@ -43,7 +43,13 @@ class TheanoBackend:
         atexit.register(self._close)
 
     def forward(
-        self, cell: CellEquations, x: Array, initial: Sequence[Array], weights: Mapping[str, Array], walk: Walk
+        self,
+        cell: CellEquations,
+        x: Array,
+        initial: Sequence[Array],
+        weights: Mapping[str, Array],
+        walk: Walk,
+        keep: bool = True,
     ) -> Tape:
         _expect(cell, walk)
         if _is_empty(x, weights):

@@ -297,11 +297,11 @@ class Runner:
             part = [state if len(self.layers) == 1 else state[k : k + 1] for state in before]
             part = [state[0] if len(state) == 1 else state for state in part]
             state = None if not part else part[0] if node.op != "LSTM" else tuple(part)
-            runs.append(layer.forward(np.ascontiguousarray(x), state, lengths=lengths))
+            runs.append(layer(np.ascontiguousarray(x), state, lengths=lengths))
         each = sizes.directions // len(runs)
-        split = [run.output.reshape(steps, lanes, each, sizes.hidden_size) for run in runs]
+        split = [output.reshape(steps, lanes, each, sizes.hidden_size) for output, _ in runs]
         Y = np.concatenate(split, axis=2).swapaxes(1, 2)
-        after = [run.state if isinstance(run.state, tuple) else (run.state,) for run in runs]
+        after = [state if isinstance(state, tuple) else (state,) for _, state in runs]
         last = [
             np.concatenate([state[i].reshape(each, lanes, sizes.hidden_size) for state in after])
             for i in range(len(after[0]))

@@ -99,9 +99,7 @@ def sample(name: str, x: Values, lag: int, shape: tuple[int, int]) -> Sample:
 
 def output(layer: Layer, x: Values) -> Values:
     """What the layer makes of x (T, N, I), whatever N."""
-    parts = [
-        layer.forward(np.ascontiguousarray(x[:, lane : lane + LANES])).output for lane in range(0, x.shape[1], LANES)
-    ]
+    parts = [layer(np.ascontiguousarray(x[:, lane : lane + LANES]))[0] for lane in range(0, x.shape[1], LANES)]
     return np.concatenate(parts, axis=1)
 
 

@@ -101,10 +101,10 @@ class Alphabet:
         return bytes(codes.tolist()) if self.of_bytes else "".join(map(chr, codes.tolist())).encode()
 
     def one_hot(self, numbers: NDArray[Any]) -> Values:
-        """(T, N) -> (T, N, I): 1 at the symbol's number, and 0 elsewhere."""
+        """(...) -> (..., I): 1 at the symbol's number, and 0 elsewhere."""
         x: Values = empty((*numbers.shape, len(self)), "float32")
         x[...] = 0
-        np.put_along_axis(x, numbers[:, :, np.newaxis], np.float32(1), axis=2)
+        np.put_along_axis(x, numbers[..., np.newaxis], np.float32(1), axis=-1)
         return x
 
     def metadata(self) -> dict[str, Any]:
@@ -340,12 +340,12 @@ def sample(
     state = None
     for start in range(0, len(read) - 1, STEPS):  # all but the last, whose scores are wanted
         piece = read[start : min(start + STEPS, len(read) - 1)]
-        state = layer.forward(alphabet.one_hot(piece[:, np.newaxis]), state).state
+        _, state = layer(alphabet.one_hot(piece[:, np.newaxis]), state)
     number = int(read[-1])
     written: list[int] = []
     while len(written) < length:
-        run = layer.forward(alphabet.one_hot(np.full((1, 1), number)), state)
-        state, number = run.state, _drawn(run.output[0, 0], temperature, rng)
+        scores, state = layer.step(alphabet.one_hot(np.full(1, number)), state)
+        number = _drawn(scores[0], temperature, rng)
         written.append(number)
         if tell is not None:
             tell(alphabet.decode([number]))
