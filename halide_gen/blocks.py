@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import halide as hl
-from machine import Machine, Tile, blocks, offers
+from machine import TOGETHER, Machine, Tile, blocks, offers
 from schedules import Schedule
 
 __all__ = ["Layout", "blocks", "inside", "layouts", "mostly_inside", "only_if", "starts_at_zero"]
@@ -34,15 +34,21 @@ class Layout:
     name: str
     lanes: int
     tile: Tile
+    together: int = 1  # blocks of rows that share a block of weights
 
     @property
     def units(self) -> int:
         """Units in a block."""
         return self.lanes * self.tile.vectors
 
+    def place(self, block: hl.Expr, group: hl.Expr) -> tuple[hl.Expr, hl.Expr]:
+        """(the block of units, the first row) of a tile: within a group of blocks of rows, each block of units is there
+        once for each of them."""
+        return block // self.together, (group * self.together + block % self.together) * self.tile.rows
+
 
 def layouts(
-    schedule: Schedule, width: hl.Expr, rows: hl.Expr, sums: int = 1, lean: bool = False
+    schedule: Schedule, width: hl.Expr, rows: hl.Expr, sums: int = 1, lean: bool = False, weights: hl.Expr | None = None
 ) -> list[tuple[Layout, hl.Expr]]:
     """The layouts that a schedule chooses among for width x rows units with so many sums each, and the condition under
     which each is used; exactly one condition holds. `lean` as in machine.py."""
@@ -51,8 +57,8 @@ def layouts(
         return [(Layout("block", lanes, tiles), hl.cast(hl.UInt(1), 1))]
     assert isinstance(tiles, Machine)
     rest, found = hl.cast(hl.UInt(1), 1), []
-    for name, tile, condition in offers(tiles, width, rows, lanes):
-        found.append((Layout(name, lanes, tile), rest & condition))
+    for name, tile, condition in offers(tiles, width, rows, lanes, weights):
+        found.append((Layout(name, lanes, tile, TOGETHER if name == "shared" else 1), rest & condition))
         rest = rest & ~condition
     return found
 

@@ -4,11 +4,14 @@ Halide has no mutual recursion between Funcs, so "sums of products with the last
 can't be two Funcs. Here one tuple-valued Func `S` holds all places of a step's frame: sums, and values that the cell
 reads or makes. Its update runs over a domain whose loop over k has one iteration too many: for k < K it adds
 W[k] S[k, slot - 1] to the sums, at k = K it applies the cell. `likely` and `always_partition` peel that last iteration.
-Where a product needs values of the same step, the step has phases, each with a loop over k of its own.
+Where a product needs values of the same step, the step has phases, each with a loop over k of its own. So have parts of
+the sums, where a tile takes fewer of them at a time.
 
 Frames lie one a slot, in the order of computation; slot 0 is before the first step. Each place is first filled with
 what it starts from: a sum with its input product, a value with what the forward pass left behind. The step then writes
-over it. What is fed back is never in the place of a sum: LLVM could not tell their addresses apart, and would store
+over it. Where no cache holds the weights, a group of several blocks of rows goes through each block of weights together;
+blocks of units and of rows then share one dimension, since with a loop of its own for the second LLVM computed
+activations twice (LSTM, 64 wide: 1.17 times the time). What is fed back is never in the place of a sum: LLVM could not tell their addresses apart, and would store
 each sum in every iteration.
 
 Look at the assembly to check it: the innermost loop over k holds multiply-adds and loads, no stores.
@@ -61,6 +64,11 @@ class Equations:
     needed: Callable[[hl.Expr, hl.Expr], hl.Expr]  # (slot, length): whether a row of no more than that takes part
 
     @property
+    def fed_back(self) -> hl.Expr | None:
+        """How many recurrent weights there are."""
+        return None if self.weights is None else self.width * self.width * self.weights.gates
+
+    @property
     def sums(self) -> int:
         """The most that are summed up at once."""
         phases = [place.phase for place in self.places if place.feeds]
@@ -84,12 +92,14 @@ class Recurrence:
 
     def __init__(self, name: str, e: Equations, layout: Layout) -> None:
         self.layout, self.e, self.name = layout, e, name
-        self.vars = tuple(hl.Var(v) for v in ("lane", "row", "block", "batch", "slot"))
-        lane, row, block, batch, slot = self.vars
+        together = layout.together
+        self.vars = tuple(hl.Var(v) for v in ("lane", "row", "block", "group", "slot"))
+        lane, row, block, group, slot = self.vars
         units, rows = layout.units, layout.tile.rows
-        unit, n = mostly_inside(block * units + lane, e.width), inside(batch * rows + row, e.rows)
+        self.blocks = blocks(e.width, units) * together
+        unit_block, first_row = layout.place(block, group)
+        unit, n = mostly_inside(unit_block * units + lane, e.width), inside(first_row + row, e.rows)
         self.last = e.steps + e.ahead
-        phases = 1 + max(place.phase for place in e.places)
 
         self.projected = self.panel = None
         if e.projection is not None:
@@ -100,14 +110,16 @@ class Recurrence:
         self.constants = []
         for i, value in enumerate(e.constants):
             constant = hl.Func(f"{name}_constant{i}")
-            constant[lane, row, block, batch] = value(unit, n)
+            constant[lane, row, block, group] = value(unit, n)
             self.constants.append(constant)
 
         # Conditions in arrays of their own: with their equations in the step, Halide's simplifier fails on some cells.
-        self.flags = []
+        self.flags, batch = [], hl.Var("batch")
         for i, condition in enumerate(e.flags):
             flag = hl.Func(f"{name}_flag{i}")
-            flag[row, batch, slot] = hl.cast(hl.UInt(8), condition(slot, n))
+            flag[row, batch, group, slot] = hl.cast(
+                hl.UInt(8), condition(slot, inside((group * together + batch) * rows + row, e.rows))
+            )
             self.flags.append(flag)
 
         S = self.func = hl.Func(name)
@@ -118,62 +130,70 @@ class Recurrence:
 
         def projected(gate: int) -> hl.Expr:
             assert self.projected is not None
-            return hl.Expr(self.projected[lane, gate, row, block, batch, slot])
+            return hl.Expr(self.projected[lane, gate, row, block, group, slot])
 
         def start(place: Place) -> hl.Expr:
             return zero if place.start is None else place.start(projected, unit, n, inside(slot, self.last + 1))
 
-        S[lane, row, block, batch, slot] = self._frame([start(place) for place in e.places])
-        S[lane, row, block, batch, 0] = self._frame(
+        S[lane, row, block, group, slot] = self._frame([start(place) for place in e.places])
+        S[lane, row, block, group, 0] = self._frame(
             [zero if place.initial is None else place.initial(unit, n) for place in e.places]
         )
 
         self.longest = hl.Func(f"{name}_longest")
-        r = hl.RDom([(0, rows)], f"{name}_rows")
-        self.longest[batch] = 0
-        self.longest[batch] = hl.max(self.longest[batch], e.length(inside(batch * rows + r.x, e.rows)))
+        r = hl.RDom([(0, rows * together)], f"{name}_rows")
+        self.longest[group] = 0
+        self.longest[group] = hl.max(self.longest[group], e.length(inside(group * together * rows + r.x, e.rows)))
 
         # ---- the step
         K = e.width if e.weights is not None else hl.Expr(0)
-        domain = [(0, layout.lanes), (0, layout.tile.vectors), (0, rows), (0, K + 1), (0, blocks(e.width, units))]
-        self.phased = phases > 1
-        if self.phased:
-            domain.append((0, phases))
+        domain = [(0, layout.lanes), (0, layout.tile.vectors), (0, rows), (0, K + 1), (0, self.blocks)]
+        # Rounds, each with a loop over k: one a phase, or several where a tile takes fewer sums at a time.
+        rounds: list[tuple[int, list[int], bool]] = []  # (phase, places that are summed up, whether the phase ends)
+        for phase in range(1 + max(place.phase for place in e.places)):
+            fed = [i for i, place in enumerate(e.places) if place.feeds and place.phase == phase]
+            size = layout.tile.sums or max(len(fed), 1)
+            parts = [fed[first : first + size] for first in range(0, len(fed), size)] or [[]]
+            rounds += [(phase, part, part is parts[-1]) for part in parts]
+        self.several = len(rounds) > 1
+        if self.several:
+            domain.append((0, len(rounds)))
         self.r = hl.RDom([*domain, (1, e.steps)], f"{name}_r")
         rlane, rvector, rrow, rk, rblock = (self.r[i] for i in range(5))
         rslot = self.r[len(domain)]
-        self.r.where(e.needed(rslot, self.longest[batch]))
+        self.r.where(e.needed(rslot, self.longest[group]))
         at = rvector * layout.lanes + rlane
 
         def frame(slot: hl.Expr) -> list[hl.Expr]:
-            return [self._part(S[at, rrow, rblock, batch, slot], i) for i in range(len(e.places))]
+            return [self._part(S[at, rrow, rblock, group, slot], i) for i in range(len(e.places))]
 
         now, before = frame(rslot), frame(rslot - 1)
         seen = Frame(
             now,
             before,
             frame(rslot + 1) if e.ahead else [],
-            [hl.Expr(constant[at, rrow, rblock, batch]) for constant in self.constants],
-            [hl.Expr(flag[rrow, batch, rslot]) != 0 for flag in self.flags],
+            [hl.Expr(constant[at, rrow, rblock, group]) for constant in self.constants],
+            [hl.Expr(flag[rrow, rblock % together, group, rslot]) != 0 for flag in self.flags],
             e.apart,
         )
         summing = hl.likely(rk < K)
         k = hl.min(hl.likely(rk), e.width - 1)
         result = list(now)
-        for phase in range(phases):
-            written = dict(e.step(phase, seen))
-            here = self.r[5] == phase if self.phased else None
+        for number, (phase, part, ends) in enumerate(rounds):
+            written = dict(e.step(phase, seen)) if ends else {}
+            due = self.r[5] == number if self.several else None
             for i, place in enumerate(e.places):
                 sums, value = now[i], written.get(i, now[i])
-                for gate, source in place.feeds if place.phase == phase else ():
+                for gate, source in place.feeds if i in part else ():
                     assert self.panel is not None
-                    fed_back = self._part(S[k % units, rrow, k // units, batch, rslot - place.lag], source)
-                    sums = sums + self.panel[at, gate, k, rblock] * fed_back
+                    from_block = k // units * together + rblock % together
+                    fed_back = self._part(S[k % units, rrow, from_block, group, rslot - place.lag], source)
+                    sums = sums + self.panel[at, gate, k, layout.place(rblock, group)[0]] * fed_back
                 if sums is now[i] and value is now[i]:
                     continue
                 new = hl.select(summing, sums, value)
-                result[i] = new if here is None else hl.select(here, new, result[i])
-        S[at, rrow, rblock, batch, rslot] = self._frame(result)
+                result[i] = new if due is None else hl.select(due, new, result[i])
+        S[at, rrow, rblock, group, rslot] = self._frame(result)
 
     def _frame(self, values: Sequence[hl.Expr]) -> tuple[hl.Expr, ...]:
         """The places' values as the Func has them."""
@@ -185,24 +205,27 @@ class Recurrence:
 
     def value(self, index: int, unit: hl.Expr, row: hl.Expr, slot: hl.Expr) -> hl.Expr:
         """What place `index` of a unit and a row holds in a slot."""
-        units, rows = self.layout.units, self.layout.tile.rows
-        return self._part(self.func[unit % units, row % rows, unit // units, row // rows, slot], index)
+        units, rows, together = self.layout.units, self.layout.tile.rows, self.layout.together
+        block, group = unit // units * together + row // rows % together, row // rows // together
+        return self._part(self.func[unit % units, row % rows, block, group, slot], index)
 
     def schedule(self, consumer: hl.Func, where: hl.Var, split_units: hl.Expr | None) -> None:
         """Computed at loop `where` of the consumer, a loop over blocks of rows. Where `split_units` holds, the blocks
         of units are spread over the threads, in every step."""
         layout, S = self.layout, self.func
-        lane, row, block, batch, slot = self.vars
+        lane, row, block, group, slot = self.vars
         outer, inner = hl.Var("outer"), hl.Var("inner")
 
         # Bounds that are said to start at 0 keep the index of a sum one and the same expression where it is read and
         # written; otherwise LLVM can't tell that it is one place, and stores it in every iteration of k.
         slots = blocks(self.last + 1, layout.tile.steps) * layout.tile.steps
         S.compute_at(consumer, where).bound(lane, 0, layout.units).bound(row, 0, layout.tile.rows)
-        S.bound(block, 0, blocks(self.e.width, layout.units)).bound(slot, 0, slots)
+        S.bound(block, 0, self.blocks).bound_extent(group, 1).bound(slot, 0, slots)
         S.split(slot, outer, inner, layout.tile.steps, hl.TailStrategy.RoundUp)
-        S.reorder(lane, row, inner, outer, batch, block).vectorize(lane, layout.lanes)
-        S.never_partition([row, inner, outer, batch])
+        units, batch = hl.Var("units"), hl.Var("batch")
+        S.split(block, units, batch, layout.together, hl.TailStrategy.RoundUp)
+        S.reorder(lane, row, inner, outer, units, batch, group).vectorize(lane, layout.lanes)
+        S.never_partition([row, inner, outer, batch, group])
         S.update(0).vectorize(lane, layout.lanes)
         if self.projected is not None:
             self.projected.schedule(S, outer)
@@ -211,20 +234,20 @@ class Recurrence:
         for constant in self.constants:
             constant.compute_at(consumer, where).bound_extent(lane, layout.units).bound_extent(row, layout.tile.rows)
             constant.vectorize(lane, layout.lanes)
-        self.longest.compute_at(consumer, where)
+        self.longest.compute_at(consumer, where).bound_extent(self.longest.args()[0], 1)
         for flag in self.flags:
             flag.compute_at(consumer, where).bound_extent(row, layout.tile.rows)
 
         # No race: each lane, vector, row and block of a slot writes its own place and reads the slot before.
         rlane, rvector, rrow, rk, rblock = (self.r[i] for i in range(5))
-        loops = [self.r[5], self.r[6]] if self.phased else [self.r[5]]
+        loops = [self.r[5], self.r[6]] if self.several else [self.r[5]]
         update = S.update(1).allow_race_conditions()
         update.vectorize(rlane).unroll(rvector).unroll(rrow)
-        if self.phased:
+        if self.several:
             update.unroll(self.r[5])
-        update.reorder(rlane, rvector, rrow, rk, batch, rblock, *loops).always_partition([rk])
+        update.reorder(rlane, rvector, rrow, rk, rblock, *loops, group).always_partition([rk])
         if split_units is not None:
-            S.specialize(split_units).parallel(block)
+            S.specialize(split_units).parallel(units)
             update.specialize(split_units).parallel(rblock)
 
 
@@ -250,7 +273,7 @@ def sequence(
     # ---- algorithm
     out[here] = hl.undef(e.dtype)
     made = []
-    for layout, condition in layouts(plan, e.width, e.rows, e.sums, e.lean):
+    for layout, condition in layouts(plan, e.width, e.rows, e.sums, e.lean, e.fed_back):
         recurrence = Recurrence(f"{name}_{layout.name}", e, layout)
         once = only_if(condition, f"{name}_if_{layout.name}")
         values = copied(recurrence, j, n, i + once)
@@ -260,15 +283,17 @@ def sequence(
     # ---- schedule
     for number, (recurrence, once) in enumerate(made):
         layout = recurrence.layout
-        jo, ji, batch, row, vo, vi = (hl.Var(f"{v}_{layout.name}") for v in ("jo", "ji", "batch", "row", "vo", "vi"))
+        jo, ji, batch, group, row, vo, vi = (
+            hl.Var(f"{v}_{layout.name}") for v in ("jo", "ji", "batch", "group", "row", "vo", "vi")
+        )
         guard = hl.TailStrategy.GuardWithIf
         update = out.update(number)
         update.split(j, jo, ji, layout.units, guard).split(n, batch, row, layout.tile.rows, guard)
-        update.split(v, vo, vi, columns, guard)
-        count = blocks(e.rows, layout.tile.rows)
-        update.reorder(ji, vi, row, i, jo, vo, batch, once).vectorize(ji, layout.lanes, guard).unroll(vi)
-        update.never_partition([row, i, batch, vo])
+        update.split(batch, group, batch, layout.together, guard).split(v, vo, vi, columns, guard)
+        count = blocks(e.rows, layout.tile.rows * layout.together)
+        update.reorder(ji, vi, row, i, jo, vo, batch, group, once).vectorize(ji, layout.lanes, guard).unroll(vi)
+        update.never_partition([row, i, batch, group, vo])
         if plan.parallel:
-            update.parallel(batch)
+            update.parallel(group)
         few = (count < threads) & (e.width * e.width * e.sums >= SPLIT_UNITS)
-        recurrence.schedule(out, batch, few if plan.split_units else None)
+        recurrence.schedule(out, group, few if plan.split_units else None)

@@ -77,13 +77,17 @@ def _tile(layer: Layer, direction: str, N: int, masks: bool, instructions: str) 
     if layer.dtype.itemsize == 8:
         name, tile = "wide", tiles.wide
     else:
-        name, tile = next((n, t) for n, t, holds in table.offers(tiles, layer.hidden_size, N, lanes) if holds)
+        weights = layer.hidden_size**2 * len(d.hidden) if d.hidden else None
+        offers = table.offers(tiles, layer.hidden_size, N, lanes, weights)
+        name, tile = next((name, tile) for name, tile, holds in offers if holds)
     units = tile.vectors * lanes
-    count = table.blocks(N, tile.rows)
+    group = tile.rows * (table.TOGETHER if name == "shared" else 1)
+    count = table.blocks(N, group)
     threads, wide = get_num_threads(), layer.hidden_size**2 * sums >= table.SPLIT_UNITS
     tile_text = (
-        f"tile {name}: {units} units x {tile.rows} row{'s' * (tile.rows > 1)} x {sums} sum{'s' * (sums > 1)} "
-        f"in registers ({count} block{'s' * (count > 1)} of rows for N={N})"
+        f"tile {name}: {units} units x {tile.rows} row{'s' * (tile.rows > 1)} x {tile.sums or sums} "
+        f"sum{'s' * ((tile.sums or sums) > 1)} in registers ({count} block{'s' * (count > 1)} of {group} "
+        f"row{'s' * (group > 1)} for N={N})"
     )
     if threads == 1:
         shared = "1 thread"

@@ -231,7 +231,7 @@ _GRADIENTS = {
 # Bytes of one block of rows in one piece of a sequence. The kernels keep a piece in blocks before they copy it out, and
 # pieces that stay in L2 need not come back from memory.
 PIECE_BYTES = 1 << 18
-PIECE_ROWS = 1024  # rows of work, at the least, for which a piece packs the weights anew: 3% of its time
+PIECE_ROWS = 2048  # rows of work, at the least, for which a piece packs the weights anew: 2% of its time
 
 
 def _pieces(plan: _Plan, walk: Walk, T: int, N: int, H: int, itemsize: int) -> list[tuple[int, int]]:
