@@ -244,7 +244,7 @@ def latest(e: Expression, phase: dict[Expression, int]) -> int:
 
 
 def _names(cell: Cell, what: str) -> tuple[str, ...]:
-    names = getattr(cell, what, ())
+    names = getattr(cell, what, ("h",) if what == "states" else ())
     names = (names,) if isinstance(names, str) else tuple(names)
     for name in names:
         if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):

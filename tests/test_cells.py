@@ -190,6 +190,28 @@ def test_any_number_of_threads_gives_the_same_bits(cell: str, name: str, option:
     assert all(one == seen[0] for one in seen)
 
 
+LARGE = {"rnn_tanh": 1449, "lstm": 725, "gru": 837}
+"""Units whose weights are just enough for blocks of rows to go through them together (halide_gen/machine.py)."""
+
+
+@pytest.mark.parametrize("option", ["plain", "lengths", "lengths in reverse"])
+@pytest.mark.parametrize("rows", [23, 31])  # four blocks of 6 and of 8
+@pytest.mark.parametrize("cell", LARGE)
+def test_weights_that_no_cache_holds(cell: str, rows: int, option: str) -> None:
+    problem = Problem("large", T=4, N=rows, I=3, H=LARGE[cell], O=None, cell=cell)
+    check_option(cell, problem, PLAIN[option])
+    given = example(LAYERS[cell], problem)
+    if "avx512" in (chosen := str(rnn.explain(given.layer, (4, rows)))):
+        assert "tile shared" in chosen
+    seen = []
+    for threads in (1, 2, 3):
+        with rnn.threads(threads):
+            seen.append({name: array.tobytes() for name, array in own_passes(given).arrays.items()})
+    assert seen[0] == seen[1] == seen[2]
+    alone = given.layer.forward(given.x[:, 5:6], of(given.state, lambda a: a[5:6]))
+    assert_array_equal(alone.output, given.layer.forward(given.x, given.state).output[:, 5:6])
+
+
 @pytest.mark.parametrize("cell", LAYERS)
 @pytest.mark.parametrize("name", ["odd primes", "one unit, many lanes", "one lane over two vectors", "wide state"])
 def test_a_row_alone_gives_the_bits_of_its_row_in_a_batch(cell: str, name: str) -> None:
