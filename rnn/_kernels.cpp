@@ -463,8 +463,9 @@ const ArrayObject &head(nb::handle array) { return *reinterpret_cast<const Array
 
 class Stepper {
 public:
-    // In the order of the kernel's arguments; a weight without a name is zeros.
-    using Weight = std::pair<std::string, std::vector<Py_ssize_t>>;
+    // (name, shape), in the order of the kernel's arguments; a weight that is called None is zeros. Names had best be
+    // the very keys of the dict of weights: a dict is faster with those.
+    using Weight = std::pair<nb::object, std::vector<Py_ssize_t>>;
 
     Stepper(const Kernel &kernel, const std::vector<std::vector<Weight>> &weights, int inputs, int hidden, int outputs,
             bool readout, Py_ssize_t most_rows)
@@ -480,11 +481,10 @@ public:
         for (const std::vector<Weight> &layer : weights) {
             slots.emplace_back();
             for (const auto &[name, shape] : layer) {
-                PyObject *key = name.empty() ? nullptr : PyUnicode_InternFromString(name.c_str());
-                named += key != nullptr;
-                slots.back().push_back({nb::steal(key), shape});
+                named += !name.is_none();
+                slots.back().push_back({name, shape});
                 const Py_ssize_t numbers = shape[0] * (shape.size() == 2 ? shape[1] : 1);
-                (key ? multiplications : most_zeros) += numbers;
+                (name.is_none() ? most_zeros : multiplications) += numbers;
             }
             if (kernel.metadata->num_arguments != int(2 + 1 + 2 * states + layer.size() + 1)) {
                 fail(PyExc_ValueError, kernel.name + ": expected other weights");
@@ -539,7 +539,7 @@ public:
         for (const std::vector<Slot> &layer : slots) {
             for (const Slot &slot : layer) {
                 nb::handle one;
-                if (slot.name.is_valid()) {
+                if (!slot.name.is_none()) {
                     one = PyDict_GetItemWithError(weights.ptr(), slot.name.ptr());
                     if (!one.is_valid() || !is_array(one, int(slot.shape.size())) ||
                         !std::equal(slot.shape.begin(), slot.shape.end(), head(one).shape)) {
@@ -705,11 +705,12 @@ NB_MODULE(_kernels, m) {
                      })
         .def("__call__", &run);
 
-    nb::class_<Stepper>(m, "Stepper", "A layer's time step: call it with x, the state and the weights.")
+    nb::class_<Stepper>(m, "Stepper", "Makes single time steps of layers over each other.")
         .def(nb::init<const Kernel &, const std::vector<std::vector<Stepper::Weight>> &, int, int, int, bool, Py_ssize_t>(),
              nb::arg("kernel"), nb::arg("weights"), nb::arg("inputs"), nb::arg("hidden"), nb::arg("outputs"),
              nb::arg("readout"), nb::arg("most_rows"))
-        .def("__call__", &Stepper::step, nb::arg().none(), nb::arg().none(), nb::arg().none());
+        .def("step", &Stepper::step, nb::arg().none(), nb::arg().none(), nb::arg().none(),
+             "(output, state) from x, the state before and the weights; None where they need a closer look.");
 
     nb::dict kernels;
 #define KERNEL(name) kernels[#name] = Kernel{#name, name##_argv, name##_metadata()};

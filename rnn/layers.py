@@ -487,7 +487,7 @@ class Layer:
     # ---- weights and configuration
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: all but what `step` made for itself."""
+        """For copies: all but what `step` made for itself."""
         return self.__dict__ | {"_stepping": None}
 
     def state_dict(self) -> dict[str, Array]:

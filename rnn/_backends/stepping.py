@@ -49,17 +49,18 @@ def stepper(
         "weight_ho": (0, H),
     }
     names = ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0", *(f"{name}_l0" for name in cell.vectors)]
+    keys = {name: name for name in shapes}  # a dict is faster with the very keys that it has: those of the weights
     weights = []
     for part in parts:
         missing = zeros | {"bias_o": (O or 0,) if "weight_ho" in part else (0,)}
         weights.append(
             [
-                (part[name], shapes[part[name]]) if name in part else ("", missing[name])
+                (keys[part[name]], shapes[part[name]]) if name in part else (None, missing[name])
                 for name in [*names, "weight_ho", "bias_o"]
             ]
         )
-    made: Step = Stepper(kernel, weights, I, H, O or 0, O is not None, MOST_ROWS)
-    return made
+    step: Step = Stepper(kernel, weights, I, H, O or 0, O is not None, MOST_ROWS).step
+    return step
 
 
 def reason_against(backend: Backend, hidden_size: int, dtype: np.dtype[Any]) -> str | None:
