@@ -1,7 +1,7 @@
 """The generator of a single time step, for streams: the states after it, and what is read out of them, one pipeline.
 
-The pass over a sequence packs the weights first, which one step of a few rows can't pay for. Here they are read where they
-are, each once for a row of the batch, as dot products along the axis that is contiguous.
+The pass over a sequence packs the weights first, which one step of a few rows can't pay for. Here they are read where
+they are, each once for a row of the batch, as dot products along the axis that is contiguous.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from derivation import Sum, derive
 from expressions import Expression
 from frames import compute, kept_apart
 
-# Sums in registers: units x sums of a phase. LSTM, 32 and 64 units, AMD EPYC (Zen 4), one thread: 4 sums 0.55 and 1.7 us,
-# 8 0.57 and 1.8, 16 0.71 and 2.3 (a pointer each: they spill); tanh, 16 and 64 units: 0.09 and 0.45, 0.07 and 0.37 for
-# 8 and 16. Vectors of 16 lanes were no faster than those of 8, and 1.5 times as slow for 8 units.
+# Sums in registers: units x sums of a phase. AMD EPYC (Zen 4), one thread. LSTM, 32 and 64 units: 0.55 and 1.7 us with
+# 4 sums, 0.57 and 1.8 with 8, 0.71 and 2.3 with 16, whose pointers spill; tanh, 16 and 64 units: 0.09 and 0.45 with 4,
+# 0.07 and 0.37 with 8 and 16. Vectors of 16 lanes were no faster than those of 8, and for 8 units 1.3 times as slow.
 CHAINS = 8
 MOST_UNITS = 1024  # so that what later phases need of earlier ones lies on the stack
 
@@ -133,8 +133,8 @@ def unpacked(value: Any, count: int) -> list[hl.Expr]:
 class Step:
     """The states after a time step, and y = W_ho h + b_o (cells.py, derivation.py).
 
-    Shapes are NumPy's; a buffer's dimensions come in the reverse order. 1 <= H <= MOST_UNITS; I, N, O >= 0. A gates that
-    see x, B gates that see the state. One thread.
+    Shapes are NumPy's; a buffer's dimensions come in the reverse order. 1 <= H <= MOST_UNITS; I, N, O >= 0. A gates
+    that see x, B gates that see the state. One thread.
     """
 
     cell = hl.GeneratorParam("rnn_tanh")
@@ -227,12 +227,12 @@ class Step:
         g.y[o, n] = readout[o, n][0] + g.bias_o[o]
 
         # ---- schedule
-        # AMD EPYC (Zen 4), one thread, LSTM with I = H, one row: 0.11 us for 8 units, 0.57 for 32, 1.7 for 64, and 5.8 for
-        # 128, whose 512 KiB of weights come from the L2 cache at 90 GB/s.
+        # AMD EPYC (Zen 4), one thread, LSTM with I = H, one row: 0.11 us for 8 units, 0.57 for 32, 1.7 for 64, and 5.8
+        # for 128, whose 512 KiB of weights come from the L2 cache at 90 GB/s.
         block, lane = hl.Var("block"), hl.Var("lane")
 
-        def by_vectors(func: hl.Func, axis: hl.Var) -> hl.Func:
-            return func.split(axis, block, lane, lanes, hl.TailStrategy.Predicate).vectorize(lane).never_partition([block])
+        def by_vectors(func: hl.Func, axis: hl.Var) -> None:
+            func.split(axis, block, lane, lanes, hl.TailStrategy.Predicate).vectorize(lane).never_partition([block])
 
         by_vectors(g.after.compute_root(), j)
         by_vectors(g.y, o)

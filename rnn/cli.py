@@ -756,8 +756,8 @@ def info(model: Path | None, as_json: bool) -> int:
 def compile_cells(file: Path, dtype: str, out: Path | None, as_json: bool) -> int:
     """Compile the kernels of all cells that MYCELL.py makes with @rnn.cell, for this machine, ahead of their first use.
 
-    Forward and back, each plain and with masks (for resets, recurrent dropout and zoneout), and in float32 a single step:
-    five files a cell. What is there already is not made again. The file is run, as `import` would.
+    Forward and back, each plain and with masks (for resets, recurrent dropout and zoneout), and in float32 a single
+    step: five files a cell. What is there already is not made again. The file is run, as `import` would.
     """
     own = cells_in(file)
     if out is not None:
