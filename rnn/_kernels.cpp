@@ -510,7 +510,7 @@ public:
             return nb::none();
         }
         const Py_ssize_t rows = head(x).shape[0];
-        if (rows < 1 || rows > most_rows) {
+        if (rows < 1 || rows > most_rows || rows * std::max({inputs, hidden, outputs}) > INT_MAX) {
             return nb::none();
         }
 
