@@ -29,7 +29,10 @@ TARGETS = {
 }
 """As in CMakeLists.txt."""
 
-CLASSES = {"forward": "Forward", "bptt": "BPTT", "linear": "Linear", "gradients": "Gradients"}
+CLASSES = {"forward": "Forward", "bptt": "BPTT", "step": "Step", "linear": "Linear", "gradients": "Gradients"}
+
+UNCHECKED = "-no_asserts-no_bounds_query"
+"""Of the targets of single steps: their only caller makes all checks. As in CMakeLists.txt."""
 
 # What the extension module looks for: the kernel, and where the library's own Halide runtime takes ours instead.
 EXPORTS = """{{ global: {name}_argv; {name}_metadata; halide_set_custom_malloc; halide_set_custom_free;
@@ -87,10 +90,14 @@ def library(direction: str, cell: CellEquations, dtype: str, masked: bool, instr
 
 def pipeline(generator: str, cell: CellEquations | None, schedule: str, dtype: str, masked: bool) -> Any:
     """A generator with its parameters, ready to be compiled. Call it inside a `halide.GeneratorContext`."""
-    parameters: dict[str, Any] = {"schedule": schedule, "dtype": dtype}
+    parameters: dict[str, Any] = {"dtype": dtype}
+    if generator != "step":
+        parameters["schedule"] = schedule
     if cell is not None:
         _generators.module("cells").CELLS[cell.name] = cell.cell
-        parameters |= {"cell": cell.name, "masked": masked}
+        parameters["cell"] = cell.name
+    if masked:
+        parameters["masked"] = True
     return getattr(_generators.module(generator), CLASSES[generator])(parameters)
 
 
@@ -123,7 +130,7 @@ def _make(path: Path, direction: str, cell: CellEquations, dtype: str, masked: b
     if linker is None:
         raise BackendUnavailable(f"halide: compiling {cell} needs a C compiler to link with, and there is no cc here")
     name = _symbol(direction, cell)
-    target = hl.Target(f"{target_name}-user_context")
+    target = hl.Target(f"{target_name}-user_context{UNCHECKED * (direction == 'step')}")
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="building-") as scratch:
         made, exports, linked = (Path(scratch, part) for part in ("kernel.o", "exports.map", "kernel.so"))
         with hl.GeneratorContext(target):

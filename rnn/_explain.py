@@ -7,6 +7,7 @@ from typing import NamedTuple
 from . import _check, _generators, backend
 from ._backends.base import Walk
 from ._backends.halide import HalideBackend, _pieces, _plan
+from ._backends.stepping import MOST_ROWS, reason_against
 from ._threads import get_num_threads
 from .layers import Layer
 
@@ -58,8 +59,19 @@ def explain(layer: Layer, shape: tuple[int, int], *, masks: bool | None = None) 
     pieces = len(_pieces(plan, Walk(layer.reverse), T, N, H, layer.dtype.itemsize))
     if pieces > 1:
         lines.append(f"pieces    {pieces} of about {T // pieces} steps, which stay in the L2 cache")
+    lines.append(f"step      {_step(layer, chosen)}")
     lines.append("products  linear and gradients: readout, gradients of weights and input, over all steps at once")
     return Explanation(tuple(lines))
+
+
+def _step(layer: Layer, chosen: HalideBackend) -> str:
+    """What `layer.step` goes through."""
+    if layer.bidirectional or layer.reverse:
+        return "none: it is for layers that run forward in time alone"
+    reason = "zoneout has none" if any(layer.zoneout) else reason_against(chosen, layer.hidden_size, layer.dtype)
+    if reason is not None:
+        return f"the forward pass of one step: {reason}"
+    return f"{chosen.origin('step', layer.cell, str(layer.dtype), False)}, for up to {MOST_ROWS} rows; then forward"
 
 
 def _tile(layer: Layer, direction: str, N: int, masks: bool, instructions: str) -> list[str]:

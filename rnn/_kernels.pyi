@@ -10,6 +10,19 @@ class Kernel:
     def arguments(self) -> list[str]: ...
     def __call__(self, *arrays: Any) -> None: ...
 
+class Stepper:
+    def __init__(
+        self,
+        kernel: Any,
+        weights: Sequence[Sequence[tuple[str | None, tuple[int, ...]]]],
+        inputs: int,
+        hidden: int,
+        outputs: int,
+        readout: bool,
+        most_rows: int,
+    ) -> None: ...
+    def step(self, x: Any, state: Any, weights: Any) -> tuple[NDArray[Any], Any] | None: ...
+
 kernels: dict[str, Kernel]
 
 def set_num_threads(threads: int) -> None: ...

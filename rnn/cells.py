@@ -100,6 +100,10 @@ class CellEquations:
         text = repr((self.plain.inputs, self.plain.hidden, self.plain.vectors, self.plain.state_leaves, self.plain.new))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def __deepcopy__(self, memo: object) -> CellEquations:
+        """Itself: it never changes, and kernels are found by it."""
+        return self
+
     def __repr__(self) -> str:
         return self.name
 

@@ -756,8 +756,8 @@ def info(model: Path | None, as_json: bool) -> int:
 def compile_cells(file: Path, dtype: str, out: Path | None, as_json: bool) -> int:
     """Compile the kernels of all cells that MYCELL.py makes with @rnn.cell, for this machine, ahead of their first use.
 
-    Forward and back, each plain and with masks (for resets, recurrent dropout and zoneout): four files a cell. What is
-    there already is not made again. The file is run, as `import` would.
+    Forward and back, each plain and with masks (for resets, recurrent dropout and zoneout), and in float32 a single
+    step: five files a cell. What is there already is not made again. The file is run, as `import` would.
     """
     own = cells_in(file)
     if out is not None:
@@ -771,12 +771,12 @@ def compile_cells(file: Path, dtype: str, out: Path | None, as_json: bool) -> in
         ) from reason
     made: list[dict[str, Any]] = []
     for layer in own:
-        for direction in ("forward", "bptt"):
-            for masked in (False, True):
-                path = _compiler.library(direction, layer.cell, dtype, masked, instruction_set())
-                made.append({"cell": layer.__name__, "pass": direction, "masked": masked, "file": str(path)})
-                if not as_json:
-                    print(path, flush=True)
+        passes = [(direction, masked) for direction in ("forward", "bptt") for masked in (False, True)]
+        for direction, masked in passes + [("step", False)] * (dtype == "float32"):
+            path = _compiler.library(direction, layer.cell, dtype, masked, instruction_set())
+            made.append({"cell": layer.__name__, "pass": direction, "masked": masked, "file": str(path)})
+            if not as_json:
+                print(path, flush=True)
     if as_json:
         print(json.dumps({"dtype": dtype, "instructions": instruction_set(), "kernels": made}))
     return 0

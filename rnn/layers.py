@@ -10,6 +10,7 @@ from numpy.typing import DTypeLike
 
 from . import _check, backend
 from ._backends.base import Array, Backend, Tape, Walk, cut
+from ._backends.stepping import Step, stepper
 from .cells import BUILT_IN, CellEquations, own
 
 __all__ = ["GRU", "LAYERS", "LSTM", "MGU", "RNN", "Gradients", "IndRNN", "Layer", "Run", "cell", "layer_class"]
@@ -220,6 +221,7 @@ class Layer:
         if len(self._directions) == 1:
             self._parts[-1].names.update({name: name for name in ("weight_ho", "bias_o") if name in self._shapes})
         self._one = self._parts[0] if len(self._parts) == 1 else None
+        self._stepping: tuple[Backend, Step | None] | None = None
 
     def _part_shapes(self, inputs: int) -> dict[str, tuple[int, ...]]:
         """Of the weights of one layer in one direction, in PyTorch's order."""
@@ -356,7 +358,23 @@ class Layer:
 
     def step(self, x: Array, state: State | None = None) -> tuple[Array, State]:
         """One time step, for streams: x (N, I) and the state after the step before (None: zeros) to the output (N, O)
-        and the state after this one. The same bits as `forward` over a longer sequence; raises as it does."""
+        and the state after this one. Within rounding what `forward` gives over a longer sequence; raises as it does."""
+        chosen = backend.current()
+        if self._stepping is None or self._stepping[0] is not chosen:
+            self._stepping = chosen, self._stepper(chosen)
+        step = self._stepping[1]
+        made = None if step is None else step(x, state, self.weights)
+        return self._step_of_a_sequence(x, state) if made is None else made
+
+    def _stepper(self, chosen: Backend) -> Step | None:
+        """What makes single steps on a backend, if it has something for them."""
+        if self.bidirectional or self.reverse or any(self.zoneout):
+            return None
+        sizes = self.input_size, self.hidden_size, self.output_size
+        return stepper(chosen, self.cell, sizes, self.dtype, [part.names for part in self._parts], self._shapes)
+
+    def _step_of_a_sequence(self, x: Array, state: State | None) -> tuple[Array, State]:
+        """The same through the forward pass, after all checks."""
         _check.expect("x", x, self.dtype, (None, self.input_size), "NI")
         if self.bidirectional or self.reverse:
             raise ValueError("step: expected a layer that runs forward in time alone")
@@ -467,6 +485,10 @@ class Layer:
         return arrays[0] if len(arrays) == 1 else arrays
 
     # ---- weights and configuration
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: all but what `step` made for itself."""
+        return self.__dict__ | {"_stepping": None}
 
     def state_dict(self) -> dict[str, Array]:
         """Copies of the weights, under PyTorch's names."""

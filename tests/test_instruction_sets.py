@@ -16,6 +16,7 @@ import numpy as np
 from layer_checks import LAYERS, check, example
 from problems import PROBLEMS, named
 from rnn._kernels import instruction_set
+from test_step import INPUTS, WIDTHS, check_step, one_step
 
 for problem in PROBLEMS:
     if problem.cell in LAYERS:
@@ -30,6 +31,11 @@ for name in NAMES:
     for cell in ("rnn_tanh", "lstm", "gru"):
         given = example(LAYERS[cell], named(name), recurrent_dropout=0.5, zoneout=0.25)
         check(given, seed=1, reset=np.arange(problem.T * problem.N).reshape(problem.T, problem.N) % 5 == 0)
+for make in LAYERS.values():
+    for H in WIDTHS:
+        check_step(one_step(make, 2, 5, H, 3, 2))
+    for I in INPUTS:
+        check_step(one_step(make, 1, I, 11, None, 1))
 print(instruction_set())
 """
 

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 from differences import each
-from layer_checks import check_differences, example
+from layer_checks import check_differences, example, of, operations
 from numpy.testing import assert_allclose, assert_array_equal
 from problems import Array, Problem, named
+from tolerance import assert_close, tolerance
 
 import rnn
 from rnn import _compiler
@@ -135,6 +136,20 @@ def test_values_are_those_of_the_equations(cell: str, expected: Callable[..., Ar
     problem = named("odd primes")._replace(O=None, dtype="float64")
     _, layer, _, x, state, *_ = example(OWN[cell], problem)
     assert_allclose(layer.forward(x, state).output, expected(layer.weights, x, *each(state)), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("cell", OWN)
+def test_single_steps_go_through_a_kernel_of_their_own(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem("a step", T=2, N=3, I=5, H=19, O=2)
+    given = example(OWN[cell], problem, num_layers=2)
+    with rnn.backend.using("numpy"):
+        output, state = given.wide(given.x[:1].astype("float64"), of(given.state, lambda a: a.astype("float64")))
+    monkeypatch.setattr(rnn.Layer, "_step_of_a_sequence", None)
+    got, last = given.layer.step(given.x[0], given.state)
+    allowed = tolerance(problem, backward=False, more=operations(given.layer.cell))
+    assert_close("output", got, output[0], allowed)
+    for one, other in zip(each(last), each(state), strict=True):
+        assert_close("state", one, other, allowed)
 
 
 def test_the_equations_of_a_built_in_cell_are_that_cell() -> None:
@@ -276,6 +291,14 @@ def test_without_halide_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setitem(sys.modules, "halide", None)
     with pytest.raises(rnn.backend.BackendUnavailable, match=r"Fresh \(float32\) is not among .*halide-rnn\[jit\]"):
         fresh.forward(X)
+
+
+def test_without_halide_a_step_makes_do_with_the_forward_kernel(
+    monkeypatch: pytest.MonkeyPatch, fresh: rnn.Layer
+) -> None:
+    want = fresh.forward(X).output[0]
+    monkeypatch.setitem(sys.modules, "halide", None)
+    assert_array_equal(fresh.step(X[0])[0], want)
 
 
 def test_without_a_linker_it_says_so(monkeypatch: pytest.MonkeyPatch, fresh: rnn.Layer) -> None:

@@ -369,7 +369,7 @@ def test_a_cell_is_compiled_ahead_of_time_and_found_again(tmp_path: Path) -> Non
     written(tmp_path / "mycell.py", CELL)
     done = run("compile", "mycell.py", "--out", "kernels", cwd=tmp_path)
     files = done.stdout.splitlines()
-    assert len(files) == len(set(files)) == 4
+    assert len(files) == len(set(files)) == 5
     assert all((tmp_path / file).stat().st_size > 0 for file in files)
     assert {Path(file).name for file in files} == {path.name for path in (tmp_path / "kernels").iterdir()}
     again = run("compile", "mycell.py", "--out", "kernels", "--json", cwd=tmp_path)
@@ -380,6 +380,7 @@ import mycell, numpy as np, rnn
 layer = mycell.Leaky(3, 5, seed=0)
 run = layer.forward(np.ones((4, 2, 3), "float32"))
 layer.bptt(run, run.output)
+layer.step(np.ones((2, 3), "float32"))
 print(run.output.ravel().tolist())
 """
     used = subprocess.run(
