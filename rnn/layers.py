@@ -10,6 +10,7 @@ from numpy.typing import DTypeLike
 
 from . import _check, backend
 from ._backends.base import Array, Backend, Tape, Walk, cut
+from ._backends.segments import Segments
 from .cells import BUILT_IN, CellEquations, own
 
 __all__ = ["GRU", "LAYERS", "LSTM", "MGU", "RNN", "Gradients", "IndRNN", "Layer", "Run", "cell", "layer_class"]
@@ -61,16 +62,7 @@ class Run(NamedTuple):
     def state(self) -> State:
         """The last state of each row, to be carried over as `state` of the next piece (the initial one where a row has
         no steps)."""
-        return self.layer._joined([_last(done.tape, done.walk) for done in self.passes])
-
-
-def _last(tape: Tape, walk: Walk) -> list[Array]:
-    """Each state of the rows at their ends."""
-    if walk.reverse:
-        return [states[0] for states in tape.states]
-    if walk.lengths is not None:
-        return [states[walk.lengths, np.arange(len(walk.lengths))] for states in tape.states]
-    return [states[-1] for states in tape.states]
+        return self.layer._joined([done.tape.last(done.walk) for done in self.passes])
 
 
 class Gradients(NamedTuple):
@@ -248,6 +240,7 @@ class Layer:
         lengths: Any = None,
         reset: Any = None,
         rng: np.random.Generator | None = None,
+        remat: bool | int = False,
     ) -> Run:
         """Run over x (T, N, I) from the initial state (as `Run.state`), or from zeros.
 
@@ -256,6 +249,9 @@ class Layer:
         reset (T, N), booleans: where true, all states are set to 0 before the step.
         rng: a generator makes this a pass of training, which draws from it what dropout, recurrent_dropout and zoneout
         need. Without one they are off (zoneout: at its expected value).
+        remat: True keeps of each layer its output alone, and `bptt` computes the rest again, a segment of about sqrt(T)
+        steps at a time; an integer: of so many steps. Outputs, last states and the gradients of x and of the initial
+        states have the same bits (but on NumPy), weight gradients are summed in another order.
 
         Arrays must have the layer's dtype in native byte order; any strides will do (those that a kernel can't walk
         cost a copy). Raises TypeError (dtype), ValueError (shape, values), OverflowError (2^31 elements or more), each
@@ -263,6 +259,8 @@ class Layer:
         """
         x, initial, weights, walk = self._checked(x, state, lengths, reset)
         chosen = backend.current()
+        if remat is not False and (steps := _check.segment(remat, len(x))) < len(x):
+            chosen = Segments(chosen, steps)
         if self._one is not None and rng is None and not any(self.zoneout):
             tape = chosen.forward(self.cell, x, initial[0], weights, walk)
             return Run(self, chosen, tape.output, (_Pass(x, weights, walk, tape),), weights, ())
@@ -279,7 +277,7 @@ class Layer:
         last: list[list[Array]] = []
 
         def take(done: _Pass) -> None:
-            last.append([np.array(state) for state in _last(done.tape, done.walk)])
+            last.append([np.array(state) for state in done.tape.last(done.walk)])
 
         output, _ = self._stack(backend.current(), x, initial, weights, walk, None, take, keep=False)
         return output, self._joined(last)

@@ -54,6 +54,14 @@ class Tape(NamedTuple):
     output: Array
     """(T, N, O): the readout, or the states after each step (O = H) where there is none; zeros past a row's end."""
 
+    def last(self, walk: Walk) -> list[Array]:
+        """Each state of the rows at their ends, (N, H): views of `states` where they can be."""
+        if walk.reverse:
+            return [states[0] for states in self.states]
+        if walk.lengths is not None:
+            return [states[walk.lengths, np.arange(len(walk.lengths))] for states in self.states]
+        return [states[-1] for states in self.states]
+
 
 class Gradients(NamedTuple):
     """Gradients of a loss: `weights` (the names and shapes that came), `x` (T, N, I), `initial` (N, H) a state."""
