@@ -175,9 +175,9 @@ def reset(value: object, T: int, N: int) -> NDArray[np.uint8] | None:
     return np.ascontiguousarray(array).view(np.uint8)
 
 
-def segment(value: object, T: int) -> int:
-    """`remat`, True or steps, as the steps of a segment. Raises TypeError or ValueError."""
-    return max(1, math.isqrt(T)) if value is True else size("remat", value, 1)
+def segment(value: object) -> bool | int:
+    """`value` as `remat`: a flag, or the steps of a segment. Raises TypeError or ValueError."""
+    return value if isinstance(value, bool) else size("remat", value, 1)
 
 
 def _shape_text(shape: Shape, axes: str) -> str:
