@@ -252,8 +252,8 @@ class Layer:
         rng: a generator makes this a pass of training, which draws from it what dropout, recurrent_dropout and zoneout
         need. Without one they are off (zoneout: at its expected value).
         remat: True keeps of each layer its output alone, and `bptt` computes the rest again, a segment of about sqrt(T)
-        steps at a time; an integer: of so many steps. Outputs, last states and the gradients of x and of the initial
-        states have the same bits (but on NumPy), weight gradients are summed in another order.
+        steps at a time; an integer: of so many steps. On the Halide backends outputs, last states and the gradients of
+        x and of the initial states have the same bits; weight gradients are summed in another order.
 
         Arrays must have the layer's dtype in native byte order; any strides will do (those that a kernel can't walk
         cost a copy). Raises TypeError (dtype), ValueError (shape, values), OverflowError (2^31 elements or more), each
