@@ -9,6 +9,7 @@ from rnn._backends.halide import SCHEDULES
 from rnn.baselines import theano_environment
 
 OURS = "halide"
+REMAT = f"{OURS}, remat"
 REFERENCE = "numpy"
 
 
@@ -20,7 +21,7 @@ class Implementation(NamedTuple):
     backend: str = ""
     """For our own layers, backend and schedule: "halide", "halide-jit naive"."""
     option: str = ""
-    """For the tutorial: `bptt_truncate`."""
+    """"NAME=NUMBER": a further argument of its `Network`."""
     peer: bool = False
     """Whether it needs the extra `peers`."""
 
@@ -33,7 +34,8 @@ IMPLEMENTATIONS = {
     "pytorch": Implementation("baselines.pytorch", peer=True),
     "jax": Implementation("baselines.jax", peer=True),
     "tutorial": Implementation("baselines.tutorial"),
-    "tutorial, truncated": Implementation("baselines.tutorial", option="4"),
+    "tutorial, truncated": Implementation("baselines.tutorial", option="bptt_truncate=4"),
+    REMAT: Implementation("bench.ours", OURS, option="remat=1"),
     **{f"{OURS} {name}": Implementation("bench.ours", f"{OURS} {name}") for name in SCHEDULES},
     **{f"{OURS}-jit {name}": Implementation("bench.ours", f"{OURS}-jit {name}") for name in SCHEDULES},
 }

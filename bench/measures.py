@@ -19,7 +19,7 @@ from rnn.baselines.network import Objective
 from rnn.tasks import CosineAdam
 
 from .cases import LEARNED, WIDTHS, Array, Case, step_of, step_of_case, task_of
-from .implementations import OURS, REFERENCE
+from .implementations import OURS, REFERENCE, REMAT
 from .results import Curve, FirstStep, Memory
 from .runner import RATE, Absent, Session, Worker
 from .timer import Timing, measure
@@ -117,7 +117,7 @@ def peers(session: Session) -> None:
 
 def memory(session: Session) -> None:
     """Peak resident memory of training steps, from short sequences to long ones, each implementation in one process."""
-    for name in session.rivals:
+    for name in (*session.rivals, REMAT):
         with session.crew([name], session.last(1)) as crew:
             for worker in crew.values():
                 for problem in session.some(MEMORY, 2):

@@ -24,9 +24,10 @@ class Batch(NamedTuple):
 
 class Network:
     """A layer of `rnn` on the backend in use: "rnn_tanh" is an RNN with that nonlinearity, "lstm" an LSTM. Raises as
-    the layers do."""
+    the layers do. `remat`, 0 or 1: as `Layer.forward` has it."""
 
-    def __init__(self, cell: str, weights: Mapping[str, Array], objective: Objective) -> None:
+    def __init__(self, cell: str, weights: Mapping[str, Array], objective: Objective, remat: int = 0) -> None:
+        self.remat = bool(remat)
         made, options = LAYERS[cell]
         H, I = weights["weight_hh_l0"].shape[1], weights["weight_ih_l0"].shape[1]
         self.layer = made(
@@ -65,7 +66,7 @@ class Network:
         return dict(self.layer.weights)
 
     def _gradients(self, batch: Batch) -> tuple[float, rnn.Gradients]:
-        run = self.layer.forward(batch.x)
+        run = self.layer.forward(batch.x, remat=self.remat)
         loss, d_output = self.loss(run.output, batch.target)
         return loss, self.layer.bptt(run, d_output)
 

@@ -62,7 +62,8 @@ class Worker:
         network = load("baselines.network")
         arrays = {name: array.copy() for name, array in arrays.items()}
         x, target = arrays.pop("x", None), arrays.pop("target", None)
-        options = {"bptt_truncate": int(self.option)} if self.option else {}
+        argument, _, number = self.option.partition("=")
+        options = {argument: int(number)} if argument else {}
         kind = cell, objective, {name: array.dtype for name, array in arrays.items()}
         start = time.perf_counter()
         if kind == self.kind and hasattr(self.network, "load"):

@@ -175,6 +175,11 @@ def reset(value: object, T: int, N: int) -> NDArray[np.uint8] | None:
     return np.ascontiguousarray(array).view(np.uint8)
 
 
+def segment(value: object) -> bool | int:
+    """`value` as `remat`: a flag, or the steps of a segment. Raises TypeError or ValueError."""
+    return value if isinstance(value, bool) else size("remat", value, 1)
+
+
 def _shape_text(shape: Shape, axes: str) -> str:
     parts = [axis if extent is None else f"{axis}={extent}" for axis, extent in zip(axes, shape, strict=True)]
     return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"

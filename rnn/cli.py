@@ -129,6 +129,7 @@ training = options(
         metavar="DIR",
         help="Where the model and pictures go; results/TASK-MODE or the like if left out.",
     ),
+    click.option("--remat", is_flag=True, help="Less memory for long sequences: compute parts of them twice."),
     click.option("--resume", is_flag=True, help="Go on with the training that DIR holds, under the same options."),
     running,
 )
@@ -265,6 +266,7 @@ def run_training(
     hidden: int | None,
     lr: float | None,
     out: Path | None,
+    remat: bool,
     resume: bool,
     quiet: bool,
     as_json: bool,
@@ -301,6 +303,7 @@ def run_training(
             checkpoint=model,
             metadata={"task": task.name, "mode": mode, "size": task.size, "seed": seed, "cell": cell},
             resume=resume,
+            remat=remat,
         )
 
     history = fitted(fit, how.epochs, lambda now: f"relative RMSE {now.loss**0.5:.4f}", model, quiet, resume)
@@ -416,6 +419,7 @@ def train_text(
     hidden: int | None,
     lr: float | None,
     out: Path | None,
+    remat: bool,
     resume: bool,
     quiet: bool,
     as_json: bool,
@@ -468,6 +472,7 @@ def train_text(
             checkpoint=model,
             metadata={"task": "text", "cell": cell, "seed": seed, "text": text.digest, **text.alphabet.metadata()},
             resume=resume,
+            remat=remat,
         )
 
     def describe(progress: Progress) -> str:

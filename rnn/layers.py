@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
 from . import _check, backend
 from ._backends.base import Array, Backend, Tape, Walk, cut
+from ._backends.segments import Segments
 from ._backends.stepping import Step, stepper
+from ._memory import empty
 from .cells import BUILT_IN, CellEquations, own
 
 __all__ = ["GRU", "LAYERS", "LSTM", "MGU", "RNN", "Gradients", "IndRNN", "Layer", "Run", "cell", "layer_class"]
@@ -55,23 +58,14 @@ class Run(NamedTuple):
     directions are concatenated."""
     passes: tuple[_Pass, ...]
     weights: dict[str, Array]
-    masks: tuple[Array, ...]
-    """What dropout multiplied the output of each layer but the last by; nothing if there was none."""
+    masks: tuple[NDArray[np.bool_], ...]
+    """Where dropout let the output of each layer but the last through; nothing if there was none."""
 
     @property
     def state(self) -> State:
         """The last state of each row, to be carried over as `state` of the next piece (the initial one where a row has
         no steps)."""
-        return self.layer._joined([_last(done.tape, done.walk) for done in self.passes])
-
-
-def _last(tape: Tape, walk: Walk) -> list[Array]:
-    """Each state of the rows at their ends."""
-    if walk.reverse:
-        return [states[0] for states in tape.states]
-    if walk.lengths is not None:
-        return [states[walk.lengths, np.arange(len(walk.lengths))] for states in tape.states]
-    return [states[-1] for states in tape.states]
+        return self.layer._joined([done.tape.last(done.walk) for done in self.passes])
 
 
 class Gradients(NamedTuple):
@@ -250,6 +244,7 @@ class Layer:
         lengths: Any = None,
         reset: Any = None,
         rng: np.random.Generator | None = None,
+        remat: bool | int = False,
     ) -> Run:
         """Run over x (T, N, I) from the initial state (as `Run.state`), or from zeros.
 
@@ -258,6 +253,9 @@ class Layer:
         reset (T, N), booleans: where true, all states are set to 0 before the step.
         rng: a generator makes this a pass of training, which draws from it what dropout, recurrent_dropout and zoneout
         need. Without one they are off (zoneout: at its expected value).
+        remat: True keeps of each layer its output alone, and `bptt` computes the rest again, a segment of about sqrt(T)
+        steps at a time; an integer: of so many steps. On the Halide backends outputs, last states and the gradients of
+        x and of the initial states have the same bits; weight gradients are summed in another order.
 
         Arrays must have the layer's dtype in native byte order; any strides will do (those that a kernel can't walk
         cost a copy). Raises TypeError (dtype), ValueError (shape, values), OverflowError (2^31 elements or more), each
@@ -265,6 +263,8 @@ class Layer:
         """
         x, initial, weights, walk = self._checked(x, state, lengths, reset)
         chosen = backend.current()
+        if remat is not False:
+            chosen = Segments(chosen, _check.segment(remat))
         if self._one is not None and rng is None and not any(self.zoneout):
             tape = chosen.forward(self.cell, x, initial[0], weights, walk)
             return Run(self, chosen, tape.output, (_Pass(x, weights, walk, tape),), weights, ())
@@ -281,7 +281,7 @@ class Layer:
         last: list[list[Array]] = []
 
         def take(done: _Pass) -> None:
-            last.append([np.array(state) for state in _last(done.tape, done.walk)])
+            last.append([np.array(state) for state in done.tape.last(done.walk)])
 
         output, _ = self._stack(backend.current(), x, initial, weights, walk, None, take, keep=False)
         return output, self._joined(last)
@@ -313,23 +313,26 @@ class Layer:
         rng: np.random.Generator | None,
         take: Callable[[_Pass], None],
         keep: bool = True,
-    ) -> tuple[Array, list[Array]]:
-        """All layers and directions: the output, and what dropout multiplied by. `take` is given what each part did."""
-        masks: list[Array] = []
+    ) -> tuple[Array, list[NDArray[np.bool_]]]:
+        """All layers and directions: the output, and what dropout let through. `take` is given what each part did."""
+        masks: list[NDArray[np.bool_]] = []
+        remat = isinstance(chosen, Segments)
         for number in range(self.num_layers):
             outputs = []
             for which in range(len(self._directions)):
                 at = number * len(self._directions) + which
                 part = self._parts[at]
                 own = {name: weights[full] for name, full in part.names.items()}
-                way = self._drawn(walk._replace(reverse=part.reverse), x.shape, rng)
+                way = self._drawn(walk._replace(reverse=part.reverse), x.shape, rng, remat)
                 tape = chosen.forward(self.cell, x, initial[at], own, way, keep)
-                take(_Pass(x, own, way, tape))
                 outputs.append(tape.output)
+                if remat and number + 1 < self.num_layers:  # what the next layer makes its input of, and nobody else
+                    tape = tape._replace(output=np.empty((0, 0, 0), self.dtype))
+                take(_Pass(x, own, way, tape))
             x = self._merged(outputs)
             if rng is not None and self.dropout and number + 1 < self.num_layers:
-                masks.append(_dropout(rng, self.dropout, x.shape, self.dtype))
-                x = x * masks[-1]
+                masks.append(~_below(rng, self.dropout, x.shape))
+                x = self._dropped(x, masks[-1])
         if self.output_size is not None and self.bidirectional:
             x = chosen.linear(x, weights["weight_ho"], weights.get("bias_o"))
             if walk.lengths is not None:
@@ -343,16 +346,27 @@ class Layer:
         merged: Array = np.concatenate(outputs, axis=2) if self.merge == "concat" else forward + reverse
         return merged
 
-    def _drawn(self, walk: Walk, shape: tuple[int, ...], rng: np.random.Generator | None) -> Walk:
-        """The walk with what training draws for one part."""
+    def _dropped(self, a: Array, mask: NDArray[np.bool_]) -> Array:
+        """What dropout leaves of a: 0, or 1 / (1 - dropout) of it."""
+        factor, left = 1 / self.dtype.type(1 - self.dropout), empty(a.shape, self.dtype)
+        for piece in _pieces(a.shape):
+            np.multiply(a[piece], mask[piece], out=left[piece])
+            left[piece] *= factor
+        return left
+
+    def _drawn(self, walk: Walk, shape: tuple[int, ...], rng: np.random.Generator | None, remat: bool) -> Walk:
+        """The walk with what training draws for one part; zoneout as booleans for `remat`, a quarter of float32."""
         T, N, H = *shape[:2], self.hidden_size
         if rng is not None and self.recurrent_dropout:
-            walk = walk._replace(recurrent_mask=_dropout(rng, self.recurrent_dropout, (N, H), self.dtype))
+            mask = (~_below(rng, self.recurrent_dropout, (N, H))).astype(self.dtype)
+            walk = walk._replace(recurrent_mask=mask / self.dtype.type(1 - self.recurrent_dropout))
         if any(self.zoneout):
+            shares: list[NDArray[Any]]
             if rng is None:
                 shares = [np.broadcast_to(self.dtype.type(share), (T, N, H)) for share in self.zoneout]
             else:
-                shares = [(rng.random((T, N, H), np.float32) < share).astype(self.dtype) for share in self.zoneout]
+                shares = [_below(rng, share, (T, N, H)) for share in self.zoneout]
+                shares = shares if remat else [share.astype(self.dtype) for share in shares]
             walk = walk._replace(zoneout=tuple(shares))
         return walk
 
@@ -416,7 +430,7 @@ class Layer:
         d_x = d_output
         for number in reversed(range(self.num_layers)):
             if number < len(run.masks):
-                d_x = d_x * run.masks[number]
+                d_x = self._dropped(d_x, run.masks[number])
             below: Array | None = None
             for which in reversed(range(len(self._directions))):
                 at = number * len(self._directions) + which
@@ -682,11 +696,19 @@ def layer_class(name: object) -> type[Layer]:
     return Layer._classes[name]
 
 
-def _dropout(rng: np.random.Generator, share: float, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """0 for about this share of numbers, 1 / (1 - share) for the rest."""
-    mask: Array = (rng.random(shape, np.float32) >= share).astype(dtype)
-    mask /= dtype.type(1 - share)
-    return mask
+def _below(rng: np.random.Generator, share: float, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """True for about this share of numbers. They are drawn piece by piece, in order: all of them at once would be four
+    times as large as the answer."""
+    drawn = np.empty(shape, np.bool_)
+    for piece in _pieces(shape):
+        np.less(rng.random(drawn[piece].shape, np.float32), share, out=drawn[piece])
+    return drawn
+
+
+def _pieces(shape: tuple[int, ...]) -> list[slice]:
+    """Of the first axis, of about 2^16 numbers each, which stay in the cache."""
+    length = max(1, (1 << 16) // max(1, math.prod(shape[1:])))
+    return [slice(start, start + length) for start in range(0, shape[0], length)]
 
 
 def _zoneout(value: object, cell: CellEquations) -> tuple[float, ...]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from . import _check
 from . import checkpoint as checkpoints
 from ._backends.base import Array
-from .layers import Layer
+from .layers import Layer, State
 from .losses import Loss
 from .optim import Optimizer, global_norm
 from .optim import clip_norm as clip
@@ -83,6 +83,7 @@ def fit(
     metadata: Mapping[str, Any] | None = None,
     resume: bool = False,
     encode: Encode | None = None,
+    remat: bool | int = False,
 ) -> History:
     """Train `layer` in place for `epochs` epochs in all, and return the curves.
 
@@ -102,6 +103,7 @@ def fit(
     encode       makes x (t, n, I) from a piece (t, n, ...) of what the pairs hold in its place, so that what is much
                  larger than the data, such as one-hot vectors, is there for `bptt_steps` steps of a batch at a time;
                  None: the pairs hold x itself
+    remat        compute again on the way back what would grow with the steps of a pass, as `Layer.forward` says
 
     Ctrl-C (KeyboardInterrupt) goes on to the caller; layer and optimizer are back at the last finished batch.
 
@@ -117,6 +119,7 @@ def fit(
         "batch_size": None if batch_size is None else _check.size("batch_size", batch_size, 1),
         "bptt_steps": None if bptt_steps is None else _check.size("bptt_steps", bptt_steps, 1),
         "clip_norm": None if clip_norm is None else _check.number("clip_norm", clip_norm, 0, open_low=True),
+        "remat": _check.segment(remat) or None,  # None as in files from before there was such a choice
         "sequences": _fingerprint(_pairs("sequences", sequences, layer, encode)),
     }
     if validation is not None:
@@ -172,6 +175,7 @@ def fit(
                     None if noise is None else np.random.default_rng([noise, batch]),
                     place,
                     encode,
+                    remat,
                 )
                 seconds = time.perf_counter() - start
                 done = done.after(layer, optimizer, mean, len(x) * size, seconds)
@@ -288,11 +292,12 @@ def _train(
     rng: np.random.Generator | None,
     place: str,
     encode: Encode | None,
+    remat: bool | int,
 ) -> float:
     """One pass over a batch, one optimizer step a chunk of `bptt_steps`. Returns the mean loss."""
     total, state = 0.0, None
     for part in _pieces(len(x), bptt_steps):
-        run = layer.forward(_encoded(x[part], encode), state, rng=rng)
+        run = layer.forward(_encoded(x[part], encode), state, rng=rng, remat=remat)
         value, d_output = loss(run.output, target[part])
         if not math.isfinite(value):
             raise TrainingDiverged(
@@ -306,8 +311,13 @@ def _train(
             )
         optimizer.step(layer.weights, gradients)
         total += value * len(x[part])
-        state = run.state
+        state = _copied(run.state)
+        del run, d_output  # or they would stay beside those of the next piece
     return total / len(x)
+
+
+def _copied(state: State) -> State:
+    return tuple(map(np.copy, state)) if isinstance(state, tuple) else state.copy()
 
 
 def _pieces(steps: int, most: int | None) -> list[slice]:

@@ -225,6 +225,9 @@ CASES: dict[str, Case] = {
         r"state: h: .*\(L=2, N=2, H=4\), got rank 2",
     ),
     # options of forward
+    "segments of no steps": (lambda: forward(remat=0), ValueError, "remat: expected an integer of at least 1, got 0"),
+    "remat is a number": (lambda: forward(remat=2.5), TypeError, "remat: expected an integer .*got 2.5"),
+    "remat is None": (lambda: forward(remat=None), TypeError, "remat: .*got None"),
     "lengths are floats": (
         lambda: forward(lengths=[1.0, 2.0]),
         TypeError,
@@ -378,6 +381,7 @@ CASES: dict[str, Case] = {
         ValueError,
         "batch_size: expected an integer of at least 1, got 0",
     ),
+    "remat of 0 in fit": (lambda: fit(remat=0), ValueError, "remat: .*got 0"),
     "bptt_steps of 0": (lambda: fit(bptt_steps=0), ValueError, "bptt_steps: .*got 0"),
     "clip_norm of 0": (lambda: fit(clip_norm=0), ValueError, "clip_norm: .*got 0"),
     "patience alone": (lambda: fit(patience=3), ValueError, "patience: expected validation sequences"),

@@ -318,7 +318,9 @@ def full(session: runner.Session, tmp_path: Path) -> runner.Session:
         add("growth", problem, ["halide", "numpy", *measures.TUTORIALS])
     made.rows = rows
     made.memory = [
-        results.Memory(p.name, p.T, name, p.T / 8, 30.0) for p in measures.MEMORY for name in ("halide", "numpy")
+        results.Memory(p.name, p.T, name, p.T / 8, 30.0)
+        for p in measures.MEMORY
+        for name in ("halide", "halide, remat", "numpy")
     ]
     made.first_steps = [results.FirstStep("halide", "", 0.3), results.FirstStep("theano", "empty", 60.0)]
     made.curves = [

@@ -301,6 +301,7 @@ def test_the_checkpoint_of_a_run_is_a_model_too(path: Path) -> None:
         ({"batch_size": 3}, "resume: batch_size differs: expected 2 as in .*, got 3"),
         ({"sequences": pairs() * 2}, "resume: sequences differs: expected 1 with .*, got 2 with"),
         ({"bptt_steps": 3}, "resume: bptt_steps differs: expected None as in .*, got 3"),
+        ({"remat": 4}, "resume: remat differs: expected None as in .*, got 4"),
         ({"rng": None}, "no training run to resume: .*rng"),
     ],
 )

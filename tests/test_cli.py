@@ -79,6 +79,16 @@ def test_synthetic_pictures_need_no_files_and_quiet_says_nothing(tmp_path: Path)
     assert last_json(done)["out"] == "results/sobel-columns"
 
 
+@pytest.mark.parametrize("task", [["sobel", "--synthetic", "2"], ["text", "--data", "verse.txt"]])
+def test_training_with_remat_goes_on_with_it_alone(task: list[str], tmp_path: Path) -> None:
+    (tmp_path / "verse.txt").write_text("to be or not to be, that is the question: " * 10)
+    train = ["train", *task, "--hidden", "8", "--out", "here", "--quiet"]
+    run(*train, "--epochs", "1", "--remat", cwd=tmp_path)
+    refused = run(*train, "--epochs", "2", "--resume", cwd=tmp_path, status=1)
+    assert "resume: remat differs: expected True" in refused.stderr
+    run(*train, "--epochs", "2", "--resume", "--remat", cwd=tmp_path)
+
+
 def test_info_says_what_is_ready_and_what_a_model_holds(trained: Path, tmp_path: Path) -> None:
     backends = last_json(run("info", "--json", cwd=tmp_path))["backends"]
     assert backends["halide"] == backends["numpy"] == "ready"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
+from ..implementations import REMAT
 from ..measures import MEMORY
 from ..runner import Session
 from .style import GRID, STYLES, label, say_missing
@@ -12,7 +13,7 @@ from .style import GRID, STYLES, label, say_missing
 def draw(session: Session) -> Figure:
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots()
-    for name in session.rivals:
+    for name in (*session.rivals, REMAT):
         points = [(m.T, m.mebibytes) for m in session.memory if m.implementation == name]
         if points:
             axes.plot(*zip(*points, strict=True), label=label(name), **STYLES[name])

@@ -9,13 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from ..implementations import OURS
+from ..implementations import OURS, REMAT
 from ..machine import text
 from ..runner import Session
 
 # Okabe and Ito's colours, of different brightness, ours the strongest.
 STYLES: dict[str, dict[str, Any]] = {
     OURS: {"color": "black", "marker": "o", "linestyle": "-", "linewidth": 2.2},
+    REMAT: {"color": "black", "marker": "o", "linestyle": ":", "markerfacecolor": "white"},
     "numpy": {"color": "#0072B2", "marker": "s", "linestyle": "--"},
     "theano": {"color": "#D55E00", "marker": "^", "linestyle": "-."},
     "pytensor": {"color": "#E69F00", "marker": "v", "linestyle": (0, (3, 1, 1, 1, 1, 1))},
@@ -26,6 +27,7 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 LABELS = {
     OURS: "halide (ours)",
+    REMAT: "halide (ours), remat=True",
     "numpy": "NumPy",
     "theano": "Theano",
     "pytensor": "PyTensor",

@@ -31,8 +31,8 @@ class Walk(NamedTuple):
     """(T, N): 1 where the states are set to 0 before the step."""
     recurrent_mask: Array | None = None
     """(N, H): what the operands of recurrent products are multiplied by."""
-    zoneout: tuple[Array, ...] | None = None
-    """(T, N, H) for each state: the share of its old value that is kept."""
+    zoneout: tuple[NDArray[Any], ...] | None = None
+    """(T, N, H) for each state: the share of its old value that is kept. (For `segments` booleans will do.)"""
 
     @property
     def is_plain(self) -> bool:
@@ -53,6 +53,14 @@ class Tape(NamedTuple):
 
     output: Array
     """(T, N, O): the readout, or the states after each step (O = H) where there is none; zeros past a row's end."""
+
+    def last(self, walk: Walk) -> list[Array]:
+        """Each state of the rows at their ends, (N, H): views of `states` where they can be."""
+        if walk.reverse:
+            return [states[0] for states in self.states]
+        if walk.lengths is not None:
+            return [states[walk.lengths, np.arange(len(walk.lengths))] for states in self.states]
+        return [states[-1] for states in self.states]
 
 
 class Gradients(NamedTuple):
@@ -111,7 +119,8 @@ class Backend(Protocol):
         """Back-propagate through time: gradients from d_output (T, N, O or H) and from those of each row's last states
         ((N, H) each, None: zeros).
 
-        `x`, `weights`, `tape` and `walk` are those of one forward call of this backend; d_output past a row's end is 0.
+        `x`, `weights`, `tape` and `walk` are those of one forward call of this backend, which need not have had the
+        readout; d_output past a row's end is 0.
         """
         ...
 

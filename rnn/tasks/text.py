@@ -274,6 +274,7 @@ def train(
     checkpoint: str | os.PathLike[str] | None = None,
     metadata: Mapping[str, Any] | None = None,
     resume: bool = False,
+    remat: bool = False,
 ) -> History:
     """Train `layer` in place with `rnn.fit`; what isn't said here is as there.
 
@@ -297,6 +298,7 @@ def train(
         metadata=metadata,
         resume=resume,
         encode=text.alphabet.one_hot,
+        remat=remat,
     )
 
 

@@ -158,6 +158,7 @@ def train(
     checkpoint: str | os.PathLike[str] | None = None,
     metadata: Mapping[str, Any] | None = None,
     resume: bool = False,
+    remat: bool = False,
 ) -> History:
     """Train `layer` in place with `rnn.fit`; what isn't said here is as there. The loss is `task.loss()`."""
     batches = sum(-(-x.shape[1] // how.batch) for x, _ in task.training)
@@ -174,6 +175,7 @@ def train(
         checkpoint=checkpoint,
         metadata=metadata,
         resume=resume,
+        remat=remat,
     )
 
 
