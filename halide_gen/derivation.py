@@ -128,9 +128,12 @@ class Derivation:
         return self.vector_leaves + ((MASK,) if self.masked else ())
 
     @property
-    def lean(self) -> bool:
-        """Whether its kernels do with few tiles (machine.py): the step is long, or has no products, or masks."""
-        return len(self.sums) > 1 or self.masked or not self.hidden
+    def lean(self) -> int:
+        """With how few tiles its kernels do, each of which takes its time to compile (machine.py): 0, with all; 1, the
+        step is long; 2, few people use it: masks, vectors, several phases."""
+        if self.masked or self.vectors or self.phases > 1:
+            return 2
+        return int(len(self.sums) > 1)
 
     @property
     def one_delta(self) -> bool:

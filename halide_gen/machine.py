@@ -88,12 +88,15 @@ LANES = {"avx512": 64, "avx2": 32, "sse41": 16}
 SPLIT_UNITS = 1 << 17
 
 
-def machine(instruction_set: str, sums: int, lean: bool) -> Machine:
+def machine(instruction_set: str, sums: int, lean: int) -> Machine:
     """The entry of the table for an instruction set and so many sums a unit: the most sums that it has for any more.
-    `lean`: without the tiles that cells of several gates, whose equations are long, can do without."""
+    `lean` 1: without the tiles that cells of several gates, whose equations are long, can do without; 2: with the
+    fewest."""
     row = MACHINES[instruction_set]
     found = row[min((most for most in row if most >= sums), default=max(row))]
-    return found._replace(single_narrow=None, some=None, narrow=None) if lean and sums == 1 else found
+    if lean and sums == 1:
+        found = found._replace(single_narrow=None, some=None, narrow=None)
+    return found._replace(shared=False, some=None) if lean > 1 else found
 
 
 def blocks(extent: Any, size: Any) -> Any:

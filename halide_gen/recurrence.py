@@ -51,7 +51,7 @@ class Equations:
     width: hl.Expr  # units, and the values of each that are fed back
     rows: hl.Expr  # of the batch
     steps: hl.Expr  # slots after slot 0
-    lean: bool  # whether the step is long: see machine.py
+    lean: int  # with how few tiles to do: see machine.py
     ahead: int  # slots past the last that a step may look at
     places: Sequence[Place]
     projection: Projection | None

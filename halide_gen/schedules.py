@@ -21,8 +21,8 @@ class Schedule:
     """Which of the engine's liberties a schedule takes."""
 
     lanes: int  # values in a vector
-    # (sums a unit, whether tiles are dear) -> one register tile, or several to choose from at run time
-    tiles: Callable[[int, bool], Tile | Machine]
+    # (sums a unit, with how few tiles to do) -> one register tile, or several to choose from at run time
+    tiles: Callable[[int, int], Tile | Machine]
     parallel: bool  # rows over the threads
     split_units: bool  # hidden units of one time step over the threads
 
@@ -41,13 +41,13 @@ def schedule(name: str, target: hl.Target, dtype: hl.Type) -> Schedule:
     """The schedule `name` for a target; ValueError for a name not in NAMES."""
     lanes, instructions = target.natural_vector_size(dtype), instruction_set(target)
 
-    def one(sums: int, lean: bool) -> Tile:
+    def one(sums: int, lean: int) -> Tile:
         return Tile(1, 1)
 
-    def wide(sums: int, lean: bool) -> Tile:
+    def wide(sums: int, lean: int) -> Tile:
         return machine(instructions, sums, lean).wide
 
-    def tuned(sums: int, lean: bool) -> Tile | Machine:
+    def tuned(sums: int, lean: int) -> Tile | Machine:
         # float64 is for checks of gradients: one tile will do, and halves its compile time
         return machine(instructions, sums, lean) if dtype.bits() == 32 else wide(sums, lean)
 

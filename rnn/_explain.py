@@ -9,6 +9,7 @@ from ._backends.base import Walk
 from ._backends.halide import HalideBackend, _pieces, _plan
 from ._backends.stepping import MOST_ROWS, reason_against
 from ._threads import get_num_threads
+from .cells import BUILT_IN
 from .layers import Layer
 
 __all__ = ["Explanation", "explain"]
@@ -47,10 +48,8 @@ def explain(layer: Layer, shape: tuple[int, int], *, masks: bool | None = None) 
         return Explanation((*lines, "kernel    none: there is nothing to compute"))
     if masks is None:
         masks = bool(layer.recurrent_dropout or any(layer.zoneout))
-    from ._kernels import instruction_set
-
-    instructions = instruction_set()
-    lines.append(f"code      {instructions}, the widest that this CPU has (or RNN_INSTRUCTION_SET allows)")
+    instructions, why = _instructions(layer)
+    lines.append(f"code      {instructions}, {why}")
     plan = _plan(cell, masks)
     for direction in ("forward", "bptt"):
         lines.append(f"{direction:9} {chosen.origin(direction, cell, str(layer.dtype), masks)}")
@@ -62,6 +61,18 @@ def explain(layer: Layer, shape: tuple[int, int], *, masks: bool | None = None) 
     lines.append(f"step      {_step(layer, chosen)}")
     lines.append("products  linear and gradients: readout, gradients of weights and input, over all steps at once")
     return Explanation(tuple(lines))
+
+
+def _instructions(layer: Layer) -> tuple[str, str]:
+    """(the instruction set of the kernels, why)."""
+    from ._kernels import instruction_set
+
+    widest, known = instruction_set(), ("sse41", "avx2", "avx512")
+    if layer.dtype.itemsize == 8 and BUILT_IN.get(layer.cell.name) is layer.cell:  # as in CMakeLists.txt
+        most = "avx2" if layer.cell.name in ("rnn_tanh", "lstm", "gru") else "sse41"
+        if known.index(most) < known.index(widest):
+            return most, "all that float64, which is for checks of gradients, is compiled for"
+    return widest, "the widest that this CPU has (or RNN_INSTRUCTION_SET allows)"
 
 
 def _step(layer: Layer, chosen: HalideBackend) -> str:
