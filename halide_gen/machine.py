@@ -81,6 +81,9 @@ MACHINES = {
 }
 
 
+STEP_UNITS = 1024
+"""The most units of single steps (step.py): what later phases need of earlier ones lies on the stack."""
+
 LANES = {"avx512": 64, "avx2": 32, "sse41": 16}
 """Bytes in a vector."""
 
@@ -97,6 +100,11 @@ def machine(instruction_set: str, sums: int, lean: int) -> Machine:
     if lean and sums == 1:
         found = found._replace(single_narrow=None, some=None, narrow=None)
     return found._replace(shared=False, some=None) if lean > 1 else found
+
+
+def tile_of_float64(instruction_set: str, sums: int, lean: int) -> Tile:
+    """float64 is for checks of gradients: one tile will do, and a small one for cells that few people use."""
+    return Tile(1, 2) if lean > 1 else machine(instruction_set, sums, lean).wide
 
 
 def blocks(extent: Any, size: Any) -> Any:

@@ -300,4 +300,4 @@ def sequence(
         if plan.parallel:
             update.parallel(group)
         few = (count < threads) & (e.width * e.width * e.sums >= SPLIT_UNITS)
-        recurrence.schedule(out, group, few if plan.split_units else None)
+        recurrence.schedule(out, group, few if plan.split_units and "narrow" not in layout.name else None)

@@ -16,12 +16,12 @@ from cells import CELLS
 from derivation import Sum, derive
 from expressions import Expression
 from frames import compute, kept_apart
+from machine import STEP_UNITS
 
 # Sums in registers: units x sums of a phase. AMD EPYC (Zen 4), one thread. LSTM, 32 and 64 units: 0.55 and 1.7 us with
 # 4 sums, 0.57 and 1.8 with 8, 0.71 and 2.3 with 16, whose pointers spill; tanh, 16 and 64 units: 0.09 and 0.45 with 4,
 # 0.07 and 0.37 with 8 and 16. Vectors of 16 lanes were no faster than those of 8, and for 8 units 1.3 times as slow.
 CHAINS = 8
-MOST_UNITS = 1024  # so that what later phases need of earlier ones lies on the stack
 
 Value = Callable[[hl.Expr, hl.Expr], hl.Expr]
 
@@ -133,7 +133,7 @@ def unpacked(value: Any, count: int) -> list[hl.Expr]:
 class Step:
     """The states after a time step, and y = W_ho h + b_o (cells.py, derivation.py).
 
-    Shapes are NumPy's; a buffer's dimensions come in the reverse order. 1 <= H <= MOST_UNITS; I, N, O >= 0. A gates
+    Shapes are NumPy's; a buffer's dimensions come in the reverse order. 1 <= H <= STEP_UNITS; I, N, O >= 0. A gates
     that see x, B gates that see the state. One thread.
     """
 
@@ -237,11 +237,11 @@ class Step:
         by_vectors(g.after.compute_root(), j)
         by_vectors(g.y, o)
         for func in operands.values():
-            by_vectors(func.compute_at(g.after, n).bound_storage(j, MOST_UNITS), j)
+            by_vectors(func.compute_at(g.after, n).bound_storage(j, STEP_UNITS), j)
         for phase, (_, dots) in enumerate(phases):
             dots.schedule()
             if phase < cell.phases - 1:
-                dots.func.compute_at(g.after, n).bound_storage(dots.block, MOST_UNITS // lanes)
+                dots.func.compute_at(g.after, n).bound_storage(dots.block, STEP_UNITS // lanes)
             else:
                 dots.func.compute_at(g.after, block)
         readout.schedule()

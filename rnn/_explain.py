@@ -98,7 +98,7 @@ def _tile(layer: Layer, direction: str, N: int, masks: bool, instructions: str) 
     lanes = table.LANES[instructions] // layer.dtype.itemsize
     tiles = table.machine(instructions, sums, d.lean)
     if layer.dtype.itemsize == 8:
-        name, tile = "wide", tiles.wide
+        name, tile = "block", table.tile_of_float64(instructions, sums, d.lean)
     else:
         weights = layer.hidden_size**2 * len(d.hidden) if d.hidden else None
         offers = table.offers(tiles, layer.hidden_size, N, lanes, weights)

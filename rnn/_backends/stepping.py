@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import _generators
 from ..backend import BackendUnavailable
 from ..cells import CellEquations
 from .base import Array, Backend
@@ -15,7 +16,7 @@ from .halide import Compiled, HalideBackend
 Step = Callable[[Array, Any, dict[str, Array]], tuple[Array, Any] | None]
 """(x, state, the layer's weights) -> (output, state), or None where something is not quite as expected."""
 
-MOST_UNITS = 1024  # as in halide_gen/step.py
+MOST_UNITS: int = _generators.module("machine").STEP_UNITS
 # Up to so many rows the kernel is ahead of the forward pass of one step, which packs the weights. LSTM, 1 and 16 rows:
 # 8 units 1.6 and 3.3 us instead of 46 and 31, 128 units 7.7 and 97 instead of 155 and 208, 1024 units 1.1 and 20 ms
 # instead of 22 and 20. From 32 or 64 rows on it is behind.
