@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import halide as hl
-from machine import TOGETHER, Machine, Tile, blocks, offers
+from machine import Machine, Tile, blocks, offers
 from schedules import Schedule
 
 __all__ = ["Layout", "blocks", "inside", "layouts", "mostly_inside", "only_if", "starts_at_zero"]
@@ -34,7 +34,6 @@ class Layout:
     name: str
     lanes: int
     tile: Tile
-    together: int = 1  # blocks of rows that share a block of weights
 
     @property
     def units(self) -> int:
@@ -44,7 +43,8 @@ class Layout:
     def place(self, block: hl.Expr, group: hl.Expr) -> tuple[hl.Expr, hl.Expr]:
         """(the block of units, the first row) of a tile: within a group of blocks of rows, each block of units is there
         once for each of them."""
-        return block // self.together, (group * self.together + block % self.together) * self.tile.rows
+        together = self.tile.together
+        return block // together, (group * together + block % together) * self.tile.rows
 
 
 def layouts(
@@ -58,7 +58,7 @@ def layouts(
     assert isinstance(tiles, Machine)
     rest, found = hl.cast(hl.UInt(1), 1), []
     for name, tile, condition in offers(tiles, width, rows, lanes, weights):
-        found.append((Layout(name, lanes, tile, TOGETHER if name == "shared" else 1), rest & condition))
+        found.append((Layout(name, lanes, tile), rest & condition))
         rest = rest & ~condition
     return found
 

@@ -36,6 +36,7 @@ class Tile(NamedTuple):
     rows: int
     steps: int = 1
     sums: int | None = None  # of a unit that are summed up at a time, None: all
+    together: int = 1  # blocks of rows that go through a block of weights before the next one is read
 
 
 class Machine(NamedTuple):
@@ -43,11 +44,11 @@ class Machine(NamedTuple):
     its share of compile time, some 0.1 s for each vector of the cell's equations that its block holds."""
 
     wide: Tile
-    shared: bool = False  # whether there is a kernel for weights that no cache holds: see SHARED_WEIGHTS
     single: Tile | None = None  # fewer than FEW rows
     single_narrow: Tile | None = None  # fewer than FEW rows, and no more hidden units than lanes in two vectors
     some: Tile | None = None  # where it pads fewer rows than `wide`
     narrow: Tile | None = None  # no more hidden units than lanes in a vector
+    shared: bool = False  # whether there is a kernel for weights that no cache holds: see SHARED_WEIGHTS
 
 
 FEW = 4  # three single rows cost about what one padded tile of 8 does
@@ -55,19 +56,19 @@ FEW = 4  # three single rows cost about what one padded tile of 8 does
 MACHINES = {
     # 32 registers, multiply-adds with a broadcast operand from memory; a single row wants two or more sums in flight
     "avx512": {
-        1: Machine(Tile(2, 8), True, Tile(4, 1, 6), Tile(2, 1, 8), some=Tile(4, 6), narrow=Tile(1, 12)),
-        2: Machine(Tile(1, 12), False, Tile(4, 1, 3)),
-        3: Machine(Tile(1, 8), True, Tile(2, 1, 4)),
-        4: Machine(Tile(1, 6), True, Tile(2, 1, 3), some=Tile(1, 8, sums=2)),
-        6: Machine(Tile(1, 4), False, Tile(1, 1, 4)),
-        8: Machine(Tile(1, 3), False, Tile(1, 1, 3)),
+        1: Machine(Tile(2, 8), Tile(4, 1, 6), Tile(2, 1, 8), some=Tile(4, 6), narrow=Tile(1, 12), shared=True),
+        2: Machine(Tile(1, 12), Tile(4, 1, 3)),
+        3: Machine(Tile(1, 8), Tile(2, 1, 4), shared=True),
+        4: Machine(Tile(1, 6), Tile(2, 1, 3), some=Tile(1, 8, sums=2), shared=True),
+        6: Machine(Tile(1, 4), Tile(1, 1, 4)),
+        8: Machine(Tile(1, 3), Tile(1, 1, 3)),
     },
     # 16 registers: 2 x 6 sums, 2 of the weights and 2 broadcasts fill them
     "avx2": {
-        1: Machine(Tile(2, 6), single=Tile(4, 1, 3)),
-        2: Machine(Tile(1, 6), single=Tile(2, 1, 3)),
-        3: Machine(Tile(1, 4), single=Tile(2, 1, 2)),
-        4: Machine(Tile(1, 3), single=Tile(1, 1, 3)),
+        1: Machine(Tile(2, 6), Tile(4, 1, 3)),
+        2: Machine(Tile(1, 6), Tile(2, 1, 3)),
+        3: Machine(Tile(1, 4), Tile(2, 1, 2)),
+        4: Machine(Tile(1, 3), Tile(1, 1, 3)),
         8: Machine(Tile(1, 1)),
     },
     # 16 registers, and no multiply-add: every product needs one of its own
@@ -136,5 +137,5 @@ def offers(
     if tiles.shared and weights is not None:
         count = blocks(rows, tiles.wide.rows)
         padded = blocks(count, TOGETHER) * TOGETHER
-        yield "shared", tiles.wide, (weights >= SHARED_WEIGHTS) & (8 * padded <= 9 * count)
+        yield "shared", tiles.wide._replace(together=TOGETHER), (weights >= SHARED_WEIGHTS) & (8 * padded <= 9 * count)
     yield "wide", tiles.wide, rows >= 0

@@ -92,7 +92,7 @@ class Recurrence:
 
     def __init__(self, name: str, e: Equations, layout: Layout) -> None:
         self.layout, self.e, self.name = layout, e, name
-        together = layout.together
+        together = layout.tile.together
         self.vars = tuple(hl.Var(v) for v in ("lane", "row", "block", "group", "slot"))
         lane, row, block, group, slot = self.vars
         units, rows = layout.units, layout.tile.rows
@@ -205,7 +205,7 @@ class Recurrence:
 
     def value(self, index: int, unit: hl.Expr, row: hl.Expr, slot: hl.Expr) -> hl.Expr:
         """What place `index` of a unit and a row holds in a slot."""
-        units, rows, together = self.layout.units, self.layout.tile.rows, self.layout.together
+        units, rows, together = self.layout.units, self.layout.tile.rows, self.layout.tile.together
         block, group = unit // units * together + row // rows % together, row // rows // together
         return self._part(self.func[unit % units, row % rows, block, group, slot], index)
 
@@ -223,7 +223,7 @@ class Recurrence:
         S.bound(block, 0, self.blocks).bound_extent(group, 1).bound(slot, 0, slots)
         S.split(slot, outer, inner, layout.tile.steps, hl.TailStrategy.RoundUp)
         units, batch = hl.Var("units"), hl.Var("batch")
-        S.split(block, units, batch, layout.together, hl.TailStrategy.RoundUp)
+        S.split(block, units, batch, layout.tile.together, hl.TailStrategy.RoundUp)
         S.reorder(lane, row, inner, outer, units, batch, group).vectorize(lane, layout.lanes)
         S.never_partition([row, inner, outer, batch, group])
         S.update(0).vectorize(lane, layout.lanes)
@@ -234,7 +234,7 @@ class Recurrence:
         for constant in self.constants:
             constant.compute_at(consumer, where).bound_extent(lane, layout.units).bound_extent(row, layout.tile.rows)
             constant.vectorize(lane, layout.lanes)
-        self.longest.compute_at(consumer, where).bound_extent(self.longest.args()[0], 1)
+        self.longest.compute_at(consumer, where).bound_extent(group, 1)
         for flag in self.flags:
             flag.compute_at(consumer, where).bound_extent(row, layout.tile.rows)
 
@@ -293,8 +293,8 @@ def sequence(
         guard = hl.TailStrategy.GuardWithIf
         update = out.update(number)
         update.split(j, jo, ji, layout.units, guard).split(n, batch, row, layout.tile.rows, guard)
-        update.split(batch, group, batch, layout.together, guard).split(v, vo, vi, columns, guard)
-        count = blocks(e.rows, layout.tile.rows * layout.together)
+        update.split(batch, group, batch, layout.tile.together, guard).split(v, vo, vi, columns, guard)
+        count = blocks(e.rows, layout.tile.rows * layout.tile.together)
         update.reorder(ji, vi, row, i, jo, vo, batch, group, once).vectorize(ji, layout.lanes, guard).unroll(vi)
         update.never_partition([row, i, batch, group, vo])
         if plan.parallel:

@@ -9,7 +9,6 @@ from ._backends.base import Walk
 from ._backends.halide import HalideBackend, _pieces, _plan
 from ._backends.stepping import MOST_ROWS, reason_against
 from ._threads import get_num_threads
-from .cells import BUILT_IN
 from .layers import Layer
 
 __all__ = ["Explanation", "explain"]
@@ -68,7 +67,7 @@ def _instructions(layer: Layer) -> tuple[str, str]:
     from ._kernels import instruction_set
 
     widest, known = instruction_set(), ("sse41", "avx2", "avx512")
-    if layer.dtype.itemsize == 8 and BUILT_IN.get(layer.cell.name) is layer.cell:  # as in CMakeLists.txt
+    if layer.dtype.itemsize == 8 and layer.cell.is_built_in:  # as in CMakeLists.txt
         most = "avx2" if layer.cell.name in ("rnn_tanh", "lstm", "gru") else "sse41"
         if known.index(most) < known.index(widest):
             return most, "all that float64, which is for checks of gradients, is compiled for"
@@ -104,7 +103,7 @@ def _tile(layer: Layer, direction: str, N: int, masks: bool, instructions: str) 
         offers = table.offers(tiles, layer.hidden_size, N, lanes, weights)
         name, tile = next((name, tile) for name, tile, holds in offers if holds)
     units = tile.vectors * lanes
-    group = tile.rows * (table.TOGETHER if name == "shared" else 1)
+    group = tile.rows * tile.together
     count = table.blocks(N, group)
     threads, wide = get_num_threads(), layer.hidden_size**2 * sums >= table.SPLIT_UNITS
     tile_text = (

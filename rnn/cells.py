@@ -100,6 +100,11 @@ class CellEquations:
         text = repr((self.plain.inputs, self.plain.hidden, self.plain.vectors, self.plain.state_leaves, self.plain.new))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    @property
+    def is_built_in(self) -> bool:
+        """Whether it is one of `BUILT_IN`, and not a user's of the same name."""
+        return BUILT_IN.get(self.name) is self
+
     def __deepcopy__(self, memo: object) -> CellEquations:
         """Itself: it never changes, and kernels are found by it."""
         return self

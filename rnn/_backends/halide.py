@@ -11,7 +11,7 @@ import numpy as np
 
 from .._memory import empty
 from ..backend import BackendUnavailable
-from ..cells import BUILT_IN, MASK, CellEquations, Derivation, evaluate_numpy
+from ..cells import MASK, CellEquations, Derivation, evaluate_numpy
 from . import numpy as reference
 from .base import Array, Backend, Gradients, Tape, Walk, cut
 
@@ -383,7 +383,7 @@ class Compiled(Kernels):
         kernel = self._found.get(key)
         if kernel is None:
             name = self._name(direction, cell, dtype, masked)
-            kernel = self._kernels.get(name) if BUILT_IN.get(cell.name) is cell else None
+            kernel = self._kernels.get(name) if cell.is_built_in else None
             if kernel is None and self._schedule != "tuned":
                 raise ValueError(
                     f"schedule: expected 'tuned' (or the backend halide-jit) for {cell} in {dtype}, "
@@ -403,7 +403,7 @@ class Compiled(Kernels):
         from .._compiler import library_path
 
         name = self._name(direction, cell, dtype, masked)
-        if BUILT_IN.get(cell.name) is cell and name in self._kernels:
+        if cell.is_built_in and name in self._kernels:
             return f"{name}, built in"
         path = library_path(direction, cell, dtype, masked)
         return f"{path}" if path.exists() else f"to be compiled when it is first used, in seconds, into {path}"

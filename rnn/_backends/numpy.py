@@ -12,7 +12,7 @@ import numpy as np
 from ..baselines import numpy as fast
 from ..baselines import recurrence
 from ..baselines.cells import CELLS, Cell
-from ..cells import BUILT_IN, CellEquations
+from ..cells import CellEquations
 from .base import Array, Backend, Gradients, Tape, Walk
 from .derived import Derived
 
@@ -61,12 +61,12 @@ class NumpyBackend:
 
 
 def _is_fast(cell: CellEquations, walk: Walk) -> bool:
-    return cell.name in fast.CELLS and BUILT_IN.get(cell.name) is cell and walk.is_plain
+    return cell.name in fast.CELLS and cell.is_built_in and walk.is_plain
 
 
 @cache
 def _known(cell: CellEquations) -> Cell:
-    return CELLS[cell.name] if BUILT_IN.get(cell.name) is cell else Derived(cell)
+    return CELLS[cell.name] if cell.is_built_in else Derived(cell)
 
 
 def _options(walk: Walk) -> dict[str, Any]:
