@@ -48,16 +48,22 @@ class Layout:
 
 
 def layouts(
-    schedule: Schedule, width: hl.Expr, rows: hl.Expr, sums: int = 1, lean: int = 0, weights: hl.Expr | None = None
+    schedule: Schedule,
+    width: hl.Expr,
+    rows: hl.Expr,
+    sums: int = 1,
+    lean: int = 0,
+    weights: hl.Expr | None = None,
+    threads: hl.Expr | int = 1,
 ) -> list[tuple[Layout, hl.Expr]]:
     """The layouts that a schedule chooses among for width x rows units with so many sums each, and the condition under
-    which each is used; exactly one condition holds. `lean` as in machine.py."""
+    which each is used; exactly one condition holds. The other arguments as in machine.py."""
     tiles, lanes = schedule.tiles(sums, lean), schedule.lanes
     if isinstance(tiles, Tile):
         return [(Layout("block", lanes, tiles), hl.cast(hl.UInt(1), 1))]
     assert isinstance(tiles, Machine)
     rest, found = hl.cast(hl.UInt(1), 1), []
-    for name, tile, condition in offers(tiles, width, rows, lanes, weights):
+    for name, tile, condition in offers(tiles, width, rows, lanes, weights, threads):
         found.append((Layout(name, lanes, tile), rest & condition))
         rest = rest & ~condition
     return found

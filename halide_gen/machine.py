@@ -88,8 +88,14 @@ STEP_UNITS = 1024
 LANES = {"avx512": 64, "avx2": 32, "sse41": 16}
 """Bytes in a vector."""
 
-# Weights from which on one step is worth 1 us for a fork and join: 1024 x 1024 gains 1.35 on 2 threads.
+# Recurrent weights from which on one step is worth 1 us for a fork and join: 1024 x 1024 gains 1.35 on 2 threads.
 SPLIT_UNITS = 1 << 17
+
+
+def shares_units(count: Any, threads: Any, weights: Any) -> Any:
+    """Whether the threads share the units of each step: where there are fewer blocks of rows than threads, and enough
+    recurrent weights."""
+    return (count < threads) & (weights >= SPLIT_UNITS)
 
 
 def machine(instruction_set: str, sums: int, lean: int) -> Machine:
@@ -100,7 +106,9 @@ def machine(instruction_set: str, sums: int, lean: int) -> Machine:
     found = row[min((most for most in row if most >= sums), default=max(row))]
     if lean and sums == 1:
         found = found._replace(single_narrow=None, some=None, narrow=None)
-    return found._replace(shared=False, some=None) if lean > 1 else found
+    if lean > 1:
+        found = found._replace(wide=found.wide._replace(vectors=1), shared=False, some=None)
+    return found
 
 
 def tile_of_float64(instruction_set: str, sums: int, lean: int) -> Tile:
@@ -121,7 +129,7 @@ TOGETHER = 4
 
 
 def offers(
-    tiles: Machine, width: Any, rows: Any, lanes: int, weights: Any | None = None
+    tiles: Machine, width: Any, rows: Any, lanes: int, weights: Any | None = None, threads: Any = 1
 ) -> Iterator[tuple[str, Tile, Any]]:
     """(name, tile, condition) for width x rows units: the first whose condition holds is the one to use. `weights`:
     how many recurrent ones there are, None where nothing recurs."""
@@ -132,8 +140,12 @@ def offers(
     if tiles.narrow is not None:
         yield "narrow", tiles.narrow, width <= lanes
     if tiles.some is not None:
-        some, wide = (blocks(rows, tile.rows) * tile.rows for tile in (tiles.some, tiles.wide))
-        yield "some", tiles.some, (2 * width > tiles.some.vectors * lanes) & (20 * some <= 19 * wide)
+        count = blocks(rows, tiles.some.rows)
+        fewer = 20 * count * tiles.some.rows <= 19 * blocks(rows, tiles.wide.rows) * tiles.wide.rows
+        condition = (2 * width > tiles.some.vectors * lanes) & fewer
+        if weights is not None:  # without the code that shares units, which would take its time to compile
+            condition = condition & ((count >= threads) | (weights < SPLIT_UNITS))
+        yield "some", tiles.some, condition
     if tiles.shared and weights is not None:
         count = blocks(rows, tiles.wide.rows)
         padded = blocks(count, TOGETHER) * TOGETHER

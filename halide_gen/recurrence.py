@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import halide as hl
 from blocks import Layout, blocks, inside, layouts, mostly_inside, only_if
-from machine import SPLIT_UNITS
+from machine import shares_units
 from matmul import BlockedProjection, Panel, Projection, Weight
 from schedules import Schedule
 
@@ -191,6 +191,12 @@ class Recurrence:
                     sums = sums + self.panel[at, gate, k, layout.place(rblock, group)[0]] * fed_back
                 if sums is now[i] and value is now[i]:
                     continue
+                if i in written:
+                    # LLVM sees at once that the condition is false; Halide doesn't, and so gives the index of the block
+                    # a name in each expression. Where it had one in some, the others' index was widened to 64 bits in
+                    # another order, and LLVM took equal loads for two: activations were computed twice (LSTM, units
+                    # shared by threads: 54 divisions in a tile of 6 rows, not 30).
+                    value = hl.select((rblock ^ rblock) != 0, now[i] + now[i - 1], value)
                 new = hl.select(summing, sums, value)
                 result[i] = new if due is None else hl.select(due, new, result[i])
         S[at, rrow, rblock, group, rslot] = self._frame(result)
@@ -250,9 +256,19 @@ class Recurrence:
             # There is one block, and so no loop whose last iteration could be the one that minds the edge. A full block
             # does without gathers: RNN, H=16 N=512, training 1.15 times as fast.
             S.specialize(self.e.width == layout.units)
-        if split_units is not None:
-            S.specialize(split_units).parallel(units)
-            update.specialize(split_units).parallel(rblock)
+        if layout.tile.together > 1:  # a step of a group takes a millisecond
+            S.parallel(units)
+            update.parallel(rblock)
+        elif split_units is not None:
+            # The same code, with one task or many. In each step the one task costs 50 to 75 ns; so where people mind,
+            # steps have code for both, which takes twice as long to compile.
+            task, rtask = hl.Var("task"), hl.RVar("rtask")
+            size = hl.select(split_units, 1, self.blocks)
+            S.split(units, task, units, size, hl.TailStrategy.GuardWithIf).parallel(task)
+            if self.e.lean < 2:
+                update.specialize(split_units).parallel(rblock)
+            else:
+                update.split(rblock, rtask, rblock, size, hl.TailStrategy.GuardWithIf).parallel(rtask)
 
 
 Copied = Callable[[Recurrence, hl.Expr, hl.Expr, hl.Expr], Sequence[hl.Expr]]
@@ -277,7 +293,7 @@ def sequence(
     # ---- algorithm
     out[here] = hl.undef(e.dtype)
     made = []
-    for layout, condition in layouts(plan, e.width, e.rows, e.sums, e.lean, e.fed_back):
+    for layout, condition in layouts(plan, e.width, e.rows, e.sums, e.lean, e.fed_back, threads):
         recurrence = Recurrence(f"{name}_{layout.name}", e, layout)
         once = only_if(condition, f"{name}_if_{layout.name}")
         values = copied(recurrence, j, n, i + once)
@@ -299,5 +315,5 @@ def sequence(
         update.never_partition([row, i, batch, group, vo])
         if plan.parallel:
             update.parallel(group)
-        few = (count < threads) & (e.width * e.width * e.sums >= SPLIT_UNITS)
-        recurrence.schedule(out, group, few if plan.split_units and "narrow" not in layout.name else None)
+        shared = plan.split_units and e.weights is not None and layout.name in ("single", "wide")
+        recurrence.schedule(out, group, shares_units(count, threads, e.fed_back) if shared else None)

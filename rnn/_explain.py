@@ -96,16 +96,15 @@ def _tile(layer: Layer, direction: str, N: int, masks: bool, instructions: str) 
     sums = max((phases.count(phase) for phase in phases), default=1)
     lanes = table.LANES[instructions] // layer.dtype.itemsize
     tiles = table.machine(instructions, sums, d.lean)
+    weights, threads = layer.hidden_size**2 * len(d.hidden), get_num_threads()
     if layer.dtype.itemsize == 8:
         name, tile = "block", table.tile_of_float64(instructions, sums, d.lean)
     else:
-        weights = layer.hidden_size**2 * len(d.hidden) if d.hidden else None
-        offers = table.offers(tiles, layer.hidden_size, N, lanes, weights)
+        offers = table.offers(tiles, layer.hidden_size, N, lanes, weights or None, threads)
         name, tile = next((name, tile) for name, tile, holds in offers if holds)
     units = tile.vectors * lanes
     group = tile.rows * tile.together
     count = table.blocks(N, group)
-    threads, wide = get_num_threads(), layer.hidden_size**2 * sums >= table.SPLIT_UNITS
     tile_text = (
         f"tile {name}: {units} units x {tile.rows} row{'s' * (tile.rows > 1)} x {tile.sums or sums} "
         f"sum{'s' * ((tile.sums or sums) > 1)} in registers ({count} block{'s' * (count > 1)} of {group} "
@@ -113,9 +112,11 @@ def _tile(layer: Layer, direction: str, N: int, masks: bool, instructions: str) 
     )
     if threads == 1:
         shared = "1 thread"
+    elif tile.together > 1:
+        shared = f"{threads} threads share the blocks of rows, and the units of each step"
     elif count >= threads:
         shared = f"{min(threads, count)} threads, each with blocks of rows of its own"
-    elif wide:
+    elif table.shares_units(count, threads, weights):
         shared = f"{threads} threads share the units of each step: too few rows, and weights that are worth it"
     else:
         shared = f"{count} of {threads} threads: too few rows, and a step too short to share"

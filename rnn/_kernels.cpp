@@ -102,6 +102,19 @@ int get_num_threads() {
     return threads;
 }
 
+// Parallel loops of kernels. One task, or one thread, needs no lock and wakes nobody up. (The number of threads does not
+// change while a call is in flight.)
+int par_for(void *context, halide_task_t task, int first, int count, uint8_t *closure) {
+    if (count != 1 && threads != 1) {
+        return halide_default_do_par_for(context, task, first, count, closure);
+    }
+    int code = 0;
+    for (int i = first; i < first + count && code == 0; i++) {
+        code = task(context, i, closure);
+    }
+    return code;
+}
+
 // ---- memory
 //
 // A training step wants the same large arrays as the one before, and memory that is new costs a page fault each 4 KiB:
@@ -439,7 +452,7 @@ Kernel load(const std::string &path, const std::string &name) {
         [](void *, void *memory) { give_back(memory); });
     reinterpret_cast<decltype(&halide_set_error_handler)>(find("halide_set_error_handler"))(report_error);
     reinterpret_cast<decltype(&halide_set_custom_parallel_runtime)>(find("halide_set_custom_parallel_runtime"))(
-        halide_default_do_par_for, halide_default_do_task, halide_default_do_loop_task, halide_default_do_parallel_tasks,
+        par_for, halide_default_do_task, halide_default_do_loop_task, halide_default_do_parallel_tasks,
         halide_default_semaphore_init, halide_default_semaphore_try_acquire, halide_default_semaphore_release);
     return Kernel{name, call, metadata()};
 }
@@ -662,6 +675,7 @@ NB_MODULE(_kernels, m) {
     halide_set_error_handler(report_error);
     halide_set_custom_malloc([](void *, size_t bytes) { return take(bytes); });
     halide_set_custom_free([](void *, void *memory) { give_back(memory); });
+    halide_set_custom_do_par_for(par_for);
     halide_set_num_threads(threads);
     pthread_atfork(before_fork, open_gate, open_gate);
 
