@@ -16,16 +16,15 @@ try:
 except ModuleNotFoundError:  # a source tree without a build
     _kernels = None
 
-SMALLEST = 1 << 17
-"""Bytes, below which malloc keeps memory by itself; the kernels' scratch memory goes by the same number."""
+SMALLEST = 1 << 15
+"""Elements, below which malloc keeps memory by itself."""
 
 
 def empty(shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
     """As np.empty, for float32 and float64. When nobody holds the array any more, its memory waits for the next one
     (at most 512 MiB do): memory that is new costs a page fault each 4 KiB, 10 of the 40 ms that a training step of 512
     steps, 512 lanes and 16 units takes."""
-    itemsize = np.dtype(dtype).itemsize
-    if _kernels is None or math.prod(shape) * itemsize < SMALLEST:
+    if math.prod(shape) < SMALLEST or _kernels is None:
         return np.empty(shape, dtype)
-    array: NDArray[Any] = _kernels.empty(shape, 8 * itemsize)
+    array: NDArray[Any] = _kernels.empty(shape, 8 * np.dtype(dtype).itemsize)
     return array

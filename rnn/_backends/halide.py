@@ -122,9 +122,9 @@ class HalideBackend:
         if weight_ho is None:
             weight_ho, d_states, d_output = _zeros((0, H), dtype.char), d_output, empty((T, N, 0), dtype)
         else:
-            d_states = _still(_zeros((H,), dtype.char), (T, N, H))
+            d_states = _still_zeros((T, N, H), dtype.char)
         if all(d is None for d in d_last):
-            last = _still(_zeros((H,), dtype.char), (cell.states, N, H))
+            last = _still_zeros((cell.states, N, H), dtype.char)
         else:
             last = np.stack([_zeros((N, H), dtype.char) if d is None else d for d in d_last])
         deltas = empty((T + 1, N, plan.deltas, H), dtype)
@@ -214,12 +214,12 @@ class HalideBackend:
 
     def _gradients(self, T: int, N: int, dtype: np.dtype[Any], **given: Array) -> None:
         """Call the pipeline "gradients" with these arguments, and empty arrays for the rest."""
-        H = given["states"].shape[2] if "states" in given else 0
-        given = {"d_weight_ho": empty((0, H), dtype), **given}
-        missing = {1: empty((0,), dtype), 2: empty((0, 0), dtype), 3: empty((T, N, 0), dtype)}
-        self._kernels.product("gradients", _DTYPES[dtype.itemsize])(
-            *(given[name] if name in given else missing[axes] for name, axes in _GRADIENTS.items())
-        )
+        if len(given) < len(_GRADIENTS):
+            H = given["states"].shape[2] if "states" in given else 0
+            given = {"d_weight_ho": empty((0, H), dtype), **given}
+            missing = {1: empty((0,), dtype), 2: empty((0, 0), dtype), 3: empty((T, N, 0), dtype)}
+            given = {name: given[name] if name in given else missing[axes] for name, axes in _GRADIENTS.items()}
+        self._kernels.product("gradients", _DTYPES[dtype.itemsize])(*(given[name] for name in _GRADIENTS))
 
 
 _GRADIENTS = {
@@ -341,6 +341,13 @@ def _zeros(shape: tuple[int, ...], dtype: str) -> Array:
     return zeros
 
 
+@lru_cache(maxsize=64)
+def _still_zeros(shape: tuple[int, ...], dtype: str) -> Array:
+    """The same, that take the memory of one row."""
+    zeros: Array = _still(np.zeros(shape[-1:], dtype), shape)
+    return zeros
+
+
 def _still(row: Any, shape: tuple[int, ...]) -> Any:
     """An array of this shape whose outer strides are 0: `row` again and again."""
     return np.ndarray(shape, row.dtype, row, strides=(0,) * (len(shape) - 1) + (row.itemsize,))
@@ -359,7 +366,7 @@ def _masks(walk: Walk, cell: CellEquations, T: int, N: int, H: int, dtype: np.dt
     reset = _still(np.zeros(N, np.uint8), (T, N)) if walk.reset is None else walk.reset
     mask = _still(np.ones(H, dtype), (N, H)) if walk.recurrent_mask is None else walk.recurrent_mask
     if walk.zoneout is None:
-        zoneout = _still(_zeros((H,), dtype.char), (cell.states, T, N, H))
+        zoneout = _still_zeros((cell.states, T, N, H), dtype.char)
     else:
         zoneout = np.stack([np.broadcast_to(share, (T, N, H)) for share in walk.zoneout])
     return reset, mask, zoneout
