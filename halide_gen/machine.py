@@ -15,6 +15,9 @@ No more than 16 wide, 8 rows against 12: N=4 and N=8 1.4 times as fast, N=48 1.1
 An LSTM's forward pass with 8 rows and two sums at a time against 6 rows and all four: 1.15 times as fast with 16 rows
 (of 512 units) and 1.07 with 32, which 6 does not divide, but 0.96 with 48.
 
+With 4 rows, tiles of 4 against tiles of 6 and 8: LSTM and GRU from 256 to 1536 wide 1.3 to 1.5 times as fast. With 3,
+against single rows, 1.1 to 1.5; with 2, 0.8 where L2 holds the weights.
+
     vectors x rows    H=1024 N=5 (T=16)   H=1024 N=4 (I=256)
     2 x 8             38                  49 (8 rows of work for 4)
     4 x 6             53                  68
@@ -50,6 +53,7 @@ class Machine(NamedTuple):
     single_narrow: Tile | None = None  # fewer than FEW rows, and no more hidden units than lanes in two vectors
     some: Tile | None = None  # where it pads fewer rows than `wide`
     narrow: Tile | None = None  # no more hidden units than lanes in a vector
+    few: Tile | None = None  # 3 or 4 rows, and steps that are worth sharing: see SPLIT_UNITS
     shared: bool = False  # whether there is a kernel for weights that no cache holds: see SHARED_WEIGHTS
 
 
@@ -60,8 +64,8 @@ MACHINES = {
     "avx512": {
         1: Machine(Tile(2, 8), Tile(4, 1, 6), Tile(2, 1, 8), some=Tile(4, 6), narrow=Tile(1, 8), shared=True),
         2: Machine(Tile(1, 12), Tile(4, 1, 3)),
-        3: Machine(Tile(1, 8), Tile(2, 1, 4), shared=True),
-        4: Machine(Tile(1, 6), Tile(2, 1, 3), some=Tile(1, 8, sums=2), shared=True),
+        3: Machine(Tile(1, 8), Tile(2, 1, 4), few=Tile(1, 4), shared=True),
+        4: Machine(Tile(1, 6), Tile(2, 1, 3), some=Tile(1, 8, sums=2), few=Tile(1, 4), shared=True),
         6: Machine(Tile(1, 4), Tile(1, 1, 4)),
         8: Machine(Tile(1, 3), Tile(1, 1, 3)),
     },
@@ -109,7 +113,7 @@ def machine(instruction_set: str, sums: int, lean: int) -> Machine:
     if lean and sums == 1:
         found = found._replace(single_narrow=None, some=None, narrow=None)
     if lean > 1:
-        found = found._replace(wide=found.wide._replace(vectors=1), shared=False, some=None)
+        found = found._replace(wide=found.wide._replace(vectors=1), shared=False, some=None, few=None)
     return found
 
 
@@ -135,6 +139,8 @@ def offers(
 ) -> Iterator[tuple[str, Tile, Any]]:
     """(name, tile, condition) for width x rows units: the first whose condition holds is the one to use. `weights`:
     how many recurrent ones there are, None where nothing recurs."""
+    if tiles.few is not None and weights is not None:
+        yield "few", tiles.few, (rows > 2) & (rows <= tiles.few.rows) & (weights >= SPLIT_UNITS)
     if tiles.single_narrow is not None:
         yield "single_narrow", tiles.single_narrow, (rows < FEW) & (width <= 2 * lanes)
     if tiles.single is not None:

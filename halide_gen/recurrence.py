@@ -128,14 +128,17 @@ class Recurrence:
         # sometimes kept it, in each iteration of k: rnn_tanh, 512 wide, 59 instead of 100 GFLOP/s.
         self.order = sorted(range(len(e.places)), key=lambda i: bool(e.places[i].feeds))
 
+        self.filled = hl.RDom([(1, self.last)], f"{name}_slots")[0]
+
         def projected(gate: int) -> hl.Expr:
             assert self.projected is not None
-            return hl.Expr(self.projected[lane, gate, row, block, group, slot])
+            return hl.Expr(self.projected[lane, gate, row, block, group, self.filled])
 
         def start(place: Place) -> hl.Expr:
-            return zero if place.start is None else place.start(projected, unit, n, inside(slot, self.last + 1))
+            return zero if place.start is None else place.start(projected, unit, n, inside(self.filled, self.last + 1))
 
-        S[lane, row, block, group, slot] = self._frame([start(place) for place in e.places])
+        S[lane, row, block, group, slot] = self._frame([hl.undef(e.dtype)] * len(e.places))
+        S[lane, row, block, group, self.filled] = self._frame([start(place) for place in e.places])
         S[lane, row, block, group, 0] = self._frame(
             [zero if place.initial is None else place.initial(unit, n) for place in e.places]
         )
@@ -220,19 +223,18 @@ class Recurrence:
         of units are spread over the threads, in every step."""
         layout, S = self.layout, self.func
         lane, row, block, group, slot = self.vars
-        outer, inner = hl.Var("outer"), hl.Var("inner")
+        outer, inner = hl.RVar("outer"), hl.RVar("inner")
 
         # Bounds that are said to start at 0 keep the index of a sum one and the same expression where it is read and
         # written; otherwise LLVM can't tell that it is one place, and stores it in every iteration of k.
-        slots = blocks(self.last + 1, layout.tile.steps) * layout.tile.steps
         S.compute_at(consumer, where).bound(lane, 0, layout.units).bound(row, 0, layout.tile.rows)
-        S.bound(block, 0, self.blocks).bound_extent(group, 1).bound(slot, 0, slots)
-        S.split(slot, outer, inner, layout.tile.steps, hl.TailStrategy.RoundUp)
+        S.bound(block, 0, self.blocks).bound_extent(group, 1).bound(slot, 0, self.last + 1)
         units, batch = hl.Var("units"), hl.Var("batch")
-        S.split(block, units, batch, layout.tile.together, hl.TailStrategy.RoundUp)
-        S.reorder(lane, row, inner, outer, units, batch, group).vectorize(lane, layout.lanes)
-        S.never_partition([row, inner, outer, batch, group])
-        S.update(0).vectorize(lane, layout.lanes)
+        fill = S.update(0).split(self.filled, outer, inner, layout.tile.steps, hl.TailStrategy.GuardWithIf)
+        fill.split(block, units, batch, layout.tile.together, hl.TailStrategy.RoundUp)
+        fill.reorder(lane, row, inner, outer, units, batch, group).vectorize(lane, layout.lanes)
+        fill.never_partition([row, inner, outer, batch, group])
+        S.update(1).vectorize(lane, layout.lanes)
         if self.projected is not None:
             self.projected.schedule(S, outer)
         if self.panel is not None:
@@ -247,7 +249,7 @@ class Recurrence:
         # No race: each lane, vector, row and block of a slot writes its own place and reads the slot before.
         rlane, rvector, rrow, rk, rblock = (self.r[i] for i in range(5))
         loops = [self.r[5], self.r[6]] if self.several else [self.r[5]]
-        update = S.update(1).allow_race_conditions()
+        update = S.update(2).allow_race_conditions()
         update.vectorize(rlane).unroll(rvector).unroll(rrow)
         if self.several:
             update.unroll(self.r[5])
@@ -255,17 +257,17 @@ class Recurrence:
         if "narrow" in layout.name:
             # There is one block, and so no loop whose last iteration could be the one that minds the edge. A full block
             # does without gathers: RNN, H=16 N=512, training 1.15 times as fast.
-            S.specialize(self.e.width == layout.units)
+            fill.specialize(self.e.width == layout.units)
         if layout.tile.together > 1:  # a step of a group takes a millisecond
-            S.parallel(units)
+            fill.parallel(units)
             update.parallel(rblock)
         elif split_units is not None:
-            # The same code, with one task or many. In each step the one task costs 50 to 75 ns; so where people mind,
-            # steps have code for both, which takes twice as long to compile.
+            # The same code, with one task or many. In each step the one task costs 50 to 75 ns; so where that counts,
+            # and people mind, steps have code for both, which takes twice as long to compile.
             task, rtask = hl.Var("task"), hl.RVar("rtask")
             size = hl.select(split_units, 1, self.blocks)
-            S.split(units, task, units, size, hl.TailStrategy.GuardWithIf).parallel(task)
-            if self.e.lean < 2:
+            fill.split(units, task, units, size, hl.TailStrategy.GuardWithIf).parallel(task)
+            if self.e.lean < 2 and layout.name != "few":
                 update.specialize(split_units).parallel(rblock)
             else:
                 update.split(rblock, rtask, rblock, size, hl.TailStrategy.GuardWithIf).parallel(rtask)
@@ -315,5 +317,5 @@ def sequence(
         update.never_partition([row, i, batch, group, vo])
         if plan.parallel:
             update.parallel(group)
-        shared = plan.split_units and e.weights is not None and layout.name in ("single", "wide")
+        shared = plan.split_units and e.weights is not None and layout.name in ("single", "few", "wide")
         recurrence.schedule(out, group, shares_units(count, threads, e.fed_back) if shared else None)

@@ -200,26 +200,30 @@ def test_any_number_of_threads_gives_the_same_bits(cell: str, name: str, option:
     assert all(one == seen[0] for one in seen)
 
 
-LARGE = [("rnn_tanh", 1449, 31), ("lstm", 725, 23), ("lstm", 725, 31), ("gru", 837, 31)]
-"""(cell, units, rows): just enough weights, and four blocks of rows of 8 or 6, to go through them together
-(halide_gen/machine.py)."""
+TILES = [
+    ("shared", "rnn_tanh", 1449, 31), ("shared", "lstm", 725, 23), ("shared", "lstm", 725, 31),
+    ("shared", "gru", 837, 31), ("few", "lstm", 187, 4), ("few", "lstm", 187, 3), ("few", "gru", 211, 4),
+    ("single", "gru", 211, 2), ("wide", "gru", 211, 5),
+]  # fmt: skip
+"""(tile, cell, units, rows) that take it on AVX-512 (halide_gen/machine.py): just enough weights for four blocks of
+rows to go through them together, just enough for a step to be shared by threads, and beside the borders."""
 
 
 @pytest.mark.parametrize("option", ["plain", "lengths", "lengths in reverse"])
-@pytest.mark.parametrize(("cell", "units", "rows"), LARGE)
-def test_weights_that_no_cache_holds(cell: str, units: int, rows: int, option: str) -> None:
+@pytest.mark.parametrize(("tile", "cell", "units", "rows"), TILES)
+def test_tiles_that_only_large_weights_take(tile: str, cell: str, units: int, rows: int, option: str) -> None:
     problem = Problem("large", T=4, N=rows, I=3, H=units, O=None, cell=cell)
     check_option(cell, problem, PLAIN[option])
     given = example(LAYERS[cell], problem)
     if "avx512" in (chosen := str(rnn.explain(given.layer, (4, rows)))):
-        assert "tile shared" in chosen
+        assert f"tile {tile}:" in chosen
     seen = []
     for threads in (1, 2, 3):
         with rnn.threads(threads):
             seen.append({name: array.tobytes() for name, array in own_passes(given).arrays.items()})
     assert seen[0] == seen[1] == seen[2]
-    alone = given.layer.forward(given.x[:, 5:6], of(given.state, lambda a: a[5:6]))
-    assert_array_equal(alone.output, given.layer.forward(given.x, given.state).output[:, 5:6])
+    alone = given.layer.forward(given.x[:, 1:2], of(given.state, lambda a: a[1:2]))
+    assert_array_equal(alone.output, given.layer.forward(given.x, given.state).output[:, 1:2])
 
 
 @pytest.mark.parametrize("cell", LAYERS)

@@ -127,11 +127,11 @@ def innermost_loops(assembly: str) -> list[list[str]]:
 
 LAYOUTS = {
     "rnn_tanh": ("wide", "some", "narrow", "single", "single_narrow"),
-    "lstm": ("wide", "single"),
-    "gru": ("wide", "single"),
+    "lstm": ("wide", "single", "few"),
+    "gru": ("wide", "single", "few"),
     "gru_reset_before": ("wide", "single"),
 }
-"""By cell, those of `machine.py` that a kernel chooses among."""
+"""By cell, those of `machine.py` that a kernel chooses among; back, where there is one sum, `few` is not needed."""
 
 
 @pytest.mark.parametrize(("direction", "func"), [("forward", "layer"), ("bptt", "back")])
@@ -149,10 +149,12 @@ def test_the_loop_over_k_holds_multiply_adds_and_loads_and_no_stores(
         ]
     pipeline.compile_to_assembly(str(tmp_path / "tuned.s"), inputs, direction, hl.Target(AVX512))
     loops = innermost_loops((tmp_path / "tuned.s").read_text())
-    # LLVM names a block after the loop variable: stage 2 of the recurrence, the one over k
+    # LLVM names a block after the loop variable: stage 3 of the recurrence, the one over k
     for layout in LAYOUTS[cell]:
+        if layout == "few" and direction == "bptt":
+            continue
         name = rf"{func}_{layout}(\$\d+)?"
-        found = [loop for loop in loops if re.search(rf"[0-9]_for_{name}\.s2\.{func}_{layout}_r(\$\d+)?\$w", loop[0])]
+        found = [loop for loop in loops if re.search(rf"[0-9]_for_{name}\.s3\.{func}_{layout}_r(\$\d+)?\$w", loop[0])]
         assert found, layout
         for loop in found:
             assert sum("fmadd" in line for line in loop) >= 2
