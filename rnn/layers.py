@@ -397,12 +397,13 @@ class Layer:
 
     # ---- backward
 
-    def bptt(self, run: Run, d_output: Array, d_state: State | None = None) -> Gradients:
+    def bptt(self, run: Run, d_output: Array, d_state: State | None = None, *, of_x: bool = True) -> Gradients:
         """Gradients of a loss, back-propagated through the whole of `run` on the backend that made it.
 
         d_output (T, N, O) and d_state (as `run.state`; None, or None for one of several states: zeros) are the loss's
         gradients with respect to `run.output` and `run.state`; d_output past a row's end is never looked at. The answer
-        has `.weights` (the names and shapes of the layer's), `.x` (T, N, I) and `.state`, of the initial state. Werbos,
+        has `.weights` (the names and shapes of the layer's), `.x` (T, N, I) and `.state`, of the initial state. Where
+        nobody asks for that of x, of_x=False saves its product; `.x` has the shape (T, N, 0) then. Werbos,
         "Backpropagation through time", 1990; the cost is linear in T. Raises as `forward`, and ValueError for a run of
         another layer.
         """
@@ -417,8 +418,8 @@ class Layer:
             d_output = cut(d_output, lengths)
         if self._one is not None:
             ((x, own, walk, tape),) = run.passes
-            made = run.backend.bptt(self.cell, x, own, tape, d_output, d_last[0], walk)
-            return Gradients(made.weights, made.x, self._joined([made.initial]))
+            made = run.backend.bptt(self.cell, x, own, tape, d_output, d_last[0], walk, of_x)
+            return Gradients(made.weights, made.x if of_x else made.x[:, :, :0], self._joined([made.initial]))
 
         gradients: dict[str, Array] = {}
         initials: list[tuple[Array, ...]] = []
@@ -435,13 +436,15 @@ class Layer:
             for which in reversed(range(len(self._directions))):
                 at = number * len(self._directions) + which
                 x, own, walk, tape = run.passes[at]
-                made = run.backend.bptt(self.cell, x, own, tape, self._share(d_x, which), d_last[at], walk)
+                d_own, wanted = self._share(d_x, which), of_x or number > 0
+                made = run.backend.bptt(self.cell, x, own, tape, d_own, d_last[at], walk, wanted)
                 names = self._parts[at].names
                 gradients |= {names[name]: gradient for name, gradient in made.weights.items()}
                 initials.insert(0, made.initial)
                 below = made.x if below is None else below + made.x
             assert below is not None
             d_x = below
+        d_x = d_x if of_x else d_x[:, :, :0]
         return Gradients({name: gradients[name] for name in self._shapes}, d_x, self._joined(initials))
 
     def _share(self, d_output: Array, which: int) -> Array:

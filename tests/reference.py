@@ -40,6 +40,7 @@ class ReferenceBackend:
         d_output: Array,
         d_last: Sequence[Array | None],
         walk: Walk,
+        of_x: bool = True,
     ) -> Gradients:
         last = [np.zeros(tape.states[0].shape[1:], x.dtype) if d is None else d for d in d_last]
         made = recurrence.bptt(CELLS[cell.name], x, weights, tape.states, tape.kept, d_output, last, **options(walk))

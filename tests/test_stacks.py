@@ -54,6 +54,23 @@ def test_gradients_are_central_differences(cell: str, stack: str, lengths: list[
     check_differences(example(LAYERS[cell], small, **STACKS[stack]), lengths=lengths)
 
 
+@pytest.mark.parametrize("remat", [False, 2], ids=["kept", "remat"])
+@pytest.mark.parametrize("on", ["halide", "numpy"])
+@pytest.mark.parametrize("stack", ["one layer", *STACKS])
+@pytest.mark.parametrize("cell", ["rnn_tanh", "lstm", "gru_reset_before"])
+def test_without_the_gradient_of_x_all_others_are_the_same(cell: str, stack: str, on: str, remat: bool | int) -> None:
+    given = example(LAYERS[cell], PROBLEM, **STACKS.get(stack, {}))
+    with rnn.backend.using(on):
+        run = given.layer.forward(given.x, given.state, remat=remat)
+        whole, less = (given.layer.bptt(run, given.d_output, given.d_state, of_x=of_x) for of_x in (True, False))
+    assert less.x.shape == (*given.x.shape[:2], 0)
+    assert less.weights.keys() == whole.weights.keys()
+    for name, gradient in whole.weights.items():
+        assert_array_equal(less.weights[name], gradient)
+    for one, other in zip(each(less.state), each(whole.state), strict=True):
+        assert_array_equal(one, other)
+
+
 def part(given: Example, number: int, reverse: bool) -> rnn.Layer:
     """One layer of a bidirectional LSTM in one direction, by itself."""
     ending = f"_l{number}" + "_reverse" * reverse

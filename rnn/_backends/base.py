@@ -115,12 +115,14 @@ class Backend(Protocol):
         d_output: Array,
         d_last: Sequence[Array | None],
         walk: Walk,
+        of_x: bool = True,
     ) -> Gradients:
         """Back-propagate through time: gradients from d_output (T, N, O or H) and from those of each row's last states
         ((N, H) each, None: zeros).
 
         `x`, `weights`, `tape` and `walk` are those of one forward call of this backend, which need not have had the
-        readout; d_output past a row's end is 0.
+        readout; d_output past a row's end is 0. `of_x` False: nobody will ask for the gradient of x, which may be
+        missing, (T, N, 0).
         """
         ...
 

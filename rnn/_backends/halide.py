@@ -110,10 +110,11 @@ class HalideBackend:
         d_output: Array,
         d_last: Sequence[Array | None],
         walk: Walk,
+        of_x: bool = True,
     ) -> Gradients:
         (T, N, I), H, dtype = x.shape, tape.states[0].shape[2], x.dtype
         if 0 in (T, N, H):
-            return self._empty.bptt(cell, x, weights, tape, d_output, d_last, walk)
+            return self._empty.bptt(cell, x, weights, tape, d_output, d_last, walk, of_x)
         masks = _masks(walk, cell, T, N, H, dtype)
         plan, frames = _plan(cell, bool(masks)), tape.kept
         A, B = cell.inputs * H, cell.hidden * H
@@ -158,7 +159,7 @@ class HalideBackend:
         before, after = (slice(1, None), slice(0, -1)) if walk.reverse else (slice(0, -1), slice(1, None))
         shift = 0 if plan.one_delta else A
         O, D = len(weight_ho), steps.shape[2]
-        d_x = empty((T, N, I), dtype)
+        d_x = empty((T, N, I if of_x else 0), dtype)
         d_weight_ih, d_weight_hh = empty((A, I), dtype), empty((B, H), dtype)
         d_weight_ho, d_bias_o, sums = empty((O, H), dtype), empty((O,), dtype), empty((D,), dtype)
         # in one call, and one more for each further run of rows of W_hh that sees another operand

@@ -45,6 +45,7 @@ class NumpyBackend:
         d_output: Array,
         d_last: Sequence[Array | None],
         walk: Walk,
+        of_x: bool = True,
     ) -> Gradients:
         last = tuple(np.zeros(tape.states[0].shape[1:], x.dtype) if d is None else d for d in d_last)
         if _is_fast(cell, walk):

@@ -68,9 +68,10 @@ class TheanoBackend:
         d_output: Array,
         d_last: Sequence[Array | None],
         walk: Walk,
+        of_x: bool = True,
     ) -> Gradients:
         if _is_empty(x, weights):
-            return self._empty.bptt(cell, x, weights, tape, d_output, d_last, walk)
+            return self._empty.bptt(cell, x, weights, tape, d_output, d_last, walk, of_x)
         last = [np.zeros_like(state[-1]) if d is None else d for state, d in zip(tape.states, d_last, strict=True)]
         arrays = {"x": x, **_named("state", tape.states), **_named("kept", tape.kept), "d_output": d_output}
         found = self._ask("bptt", cell.name, {**arrays, **_named("d_last", last), **weights}).arrays
