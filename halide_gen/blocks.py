@@ -54,7 +54,6 @@ def layouts(
     sums: int = 1,
     lean: int = 0,
     weights: hl.Expr | None = None,
-    threads: hl.Expr | int = 1,
 ) -> list[tuple[Layout, hl.Expr]]:
     """The layouts that a schedule chooses among for width x rows units with so many sums each, and the condition under
     which each is used; exactly one condition holds. The other arguments as in machine.py."""
@@ -63,7 +62,7 @@ def layouts(
         return [(Layout("block", lanes, tiles), hl.cast(hl.UInt(1), 1))]
     assert isinstance(tiles, Machine)
     rest, found = hl.cast(hl.UInt(1), 1), []
-    for name, tile, condition in offers(tiles, width, rows, lanes, weights, threads):
+    for name, tile, condition in offers(tiles, width, rows, lanes, weights):
         found.append((Layout(name, lanes, tile), rest & condition))
         rest = rest & ~condition
     return found

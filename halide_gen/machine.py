@@ -135,7 +135,7 @@ TOGETHER = 4
 
 
 def offers(
-    tiles: Machine, width: Any, rows: Any, lanes: int, weights: Any | None = None, threads: Any = 1
+    tiles: Machine, width: Any, rows: Any, lanes: int, weights: Any | None = None
 ) -> Iterator[tuple[str, Tile, Any]]:
     """(name, tile, condition) for width x rows units: the first whose condition holds is the one to use. `weights`:
     how many recurrent ones there are, None where nothing recurs."""
@@ -150,10 +150,7 @@ def offers(
     if tiles.some is not None:
         count = blocks(rows, tiles.some.rows)
         fewer = 20 * count * tiles.some.rows <= 19 * blocks(rows, tiles.wide.rows) * tiles.wide.rows
-        condition = (2 * width > tiles.some.vectors * lanes) & fewer
-        if weights is not None:  # without the code that shares units, which would take its time to compile
-            condition = condition & ((count >= threads) | (weights < SPLIT_UNITS))
-        yield "some", tiles.some, condition
+        yield "some", tiles.some, (2 * width > tiles.some.vectors * lanes) & fewer
     if tiles.shared and weights is not None:
         count = blocks(rows, tiles.wide.rows)
         padded = blocks(count, TOGETHER) * TOGETHER

@@ -295,7 +295,7 @@ def sequence(
     # ---- algorithm
     out[here] = hl.undef(e.dtype)
     made = []
-    for layout, condition in layouts(plan, e.width, e.rows, e.sums, e.lean, e.fed_back, threads):
+    for layout, condition in layouts(plan, e.width, e.rows, e.sums, e.lean, e.fed_back):
         recurrence = Recurrence(f"{name}_{layout.name}", e, layout)
         once = only_if(condition, f"{name}_if_{layout.name}")
         values = copied(recurrence, j, n, i + once)
@@ -317,5 +317,5 @@ def sequence(
         update.never_partition([row, i, batch, group, vo])
         if plan.parallel:
             update.parallel(group)
-        shared = plan.split_units and e.weights is not None and layout.name in ("single", "few", "wide")
+        shared = plan.split_units and e.weights is not None and layout.name in ("single", "few", "some", "wide")
         recurrence.schedule(out, group, shares_units(count, threads, e.fed_back) if shared else None)

@@ -100,7 +100,7 @@ def _tile(layer: Layer, direction: str, N: int, masks: bool, instructions: str) 
     if layer.dtype.itemsize == 8:
         name, tile = "block", table.tile_of_float64(instructions, sums, d.lean)
     else:
-        offers = table.offers(tiles, layer.hidden_size, N, lanes, weights or None, threads)
+        offers = table.offers(tiles, layer.hidden_size, N, lanes, weights or None)
         name, tile = next((name, tile) for name, tile, holds in offers if holds)
     units = tile.vectors * lanes
     group = tile.rows * tile.together
