@@ -48,12 +48,7 @@ class Layout:
 
 
 def layouts(
-    schedule: Schedule,
-    width: hl.Expr,
-    rows: hl.Expr,
-    sums: int = 1,
-    lean: int = 0,
-    weights: hl.Expr | None = None,
+    schedule: Schedule, width: hl.Expr, rows: hl.Expr, sums: int = 1, lean: int = 0, weights: hl.Expr | None = None
 ) -> list[tuple[Layout, hl.Expr]]:
     """The layouts that a schedule chooses among for width x rows units with so many sums each, and the condition under
     which each is used; exactly one condition holds. The other arguments as in machine.py."""

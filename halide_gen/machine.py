@@ -148,9 +148,8 @@ def offers(
     if tiles.narrow is not None:
         yield "narrow", tiles.narrow, width <= lanes
     if tiles.some is not None:
-        count = blocks(rows, tiles.some.rows)
-        fewer = 20 * count * tiles.some.rows <= 19 * blocks(rows, tiles.wide.rows) * tiles.wide.rows
-        yield "some", tiles.some, (2 * width > tiles.some.vectors * lanes) & fewer
+        some, wide = (blocks(rows, tile.rows) * tile.rows for tile in (tiles.some, tiles.wide))
+        yield "some", tiles.some, (2 * width > tiles.some.vectors * lanes) & (20 * some <= 19 * wide)
     if tiles.shared and weights is not None:
         count = blocks(rows, tiles.wide.rows)
         padded = blocks(count, TOGETHER) * TOGETHER

@@ -222,8 +222,9 @@ def test_tiles_that_only_large_weights_take(tile: str, cell: str, units: int, ro
         with rnn.threads(threads):
             seen.append({name: array.tobytes() for name, array in own_passes(given).arrays.items()})
     assert seen[0] == seen[1] == seen[2]
-    alone = given.layer.forward(given.x[:, 1:2], of(given.state, lambda a: a[1:2]))
-    assert_array_equal(alone.output, given.layer.forward(given.x, given.state).output[:, 1:2])
+    row = slice(min(rows, 6) - 1, min(rows, 6))
+    alone = given.layer.forward(given.x[:, row], of(given.state, lambda a: a[row]))
+    assert_array_equal(alone.output, given.layer.forward(given.x, given.state).output[:, row])
 
 
 @pytest.mark.parametrize("cell", LAYERS)
