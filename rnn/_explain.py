@@ -116,7 +116,7 @@ def _tile(layer: Layer, direction: str, N: int, masks: bool, instructions: str) 
         shared = f"{threads} threads share the blocks of rows, and the units of each step"
     elif count >= threads:
         shared = f"{min(threads, count)} threads, each with blocks of rows of its own"
-    elif table.shares_units(count, threads, weights):
+    elif name != "block" and table.shares_units(count, threads, weights):  # the one tile of float64 has no code for it
         shared = f"{threads} threads share the units of each step: too few rows, and weights that are worth it"
     else:
         shared = f"{count} of {threads} threads: too few rows, and a step too short to share"
