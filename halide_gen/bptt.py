@@ -120,10 +120,10 @@ class BPTT:
             ahead=1,
             places=made,
             projection=Projection(
-                start=lambda _, j, n, s: g.d_states[j, n, walk.time(T + 1 - s, n)],
                 weight=Weight(lambda _, o, j: g.weight_ho[j, o], rows_of_k=False),
                 factor=lambda o, n, s: g.d_output[o, n, walk.time(T + 1 - s, n)],
                 extent=O,
+                start=lambda j, n, s: g.d_states[j, n, walk.time(T + 1 - s, n)],
             ),
             weights=Weight(lambda b, k, j: g.weight_hh[j, b * H + k], rows_of_k=False, gates=len(cell.hidden))
             if cell.hidden

@@ -66,7 +66,7 @@ class Forward:
         # ---- algorithm
         frame = ForwardFrame(cell)
 
-        def start(gate: hl.Expr, unit: hl.Expr, n: hl.Expr, s: hl.Expr) -> hl.Expr:
+        def bias(gate: hl.Expr, unit: hl.Expr) -> hl.Expr:
             value = g.bias_ih[gate * H + unit]
             both = {s.input: s.hidden for s in cell.sums if s.input is not None and s.hidden is not None}
             if len(both) == len(cell.inputs) and all(a == b for a, b in both.items()):
@@ -133,10 +133,10 @@ class Forward:
             ahead=0,
             places=places(),
             projection=Projection(
-                start=start,
                 weight=Weight(lambda a, k, j: g.weight_ih[k, a * H + j], rows_of_k=True, gates=len(cell.inputs)),
                 factor=lambda k, n, s: g.x[k, n, walk.time(s, n)],
                 extent=I,
+                bias=bias,
             ),
             weights=Weight(lambda b, k, j: g.weight_hh[k, b * H + j], rows_of_k=True, gates=len(cell.hidden))
             if cell.hidden

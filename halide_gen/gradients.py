@@ -47,11 +47,10 @@ class Gradients:
         plan = schedule(g.schedule, g.target(), dtype)
         I, N, T = (g.x.dim(i).extent() for i in range(3))
         A, B, O, D, H = (b.dim(0).extent() for b in (g.d_input, g.d_hidden, g.d_output, g.deltas, g.previous))
-        zero, a = hl.cast(dtype, 0), hl.Var("a")
+        a = hl.Var("a")
 
         # ---- algorithm
         projection = Projection(
-            start=lambda _, i, n, t: zero,
             weight=Weight(lambda _, k, i: g.weight_ih[i, k], rows_of_k=False),
             factor=lambda k, n, t: g.d_input[k, n, t],
             extent=A,
@@ -62,7 +61,7 @@ class Gradients:
             return lambda i, n, t: buffer[i, n, t]
 
         outer_sum(g.d_weight_ih, "dw_ih", value(g.d_input), value(g.x), A, I, N, T, plan, transposed=True)
-        outer_sum(g.d_weight_hh, "dw_hh", value(g.previous), value(g.d_hidden), H, B, N, T, plan)
+        outer_sum(g.d_weight_hh, "dw_hh", value(g.d_hidden), value(g.previous), B, H, N, T, plan, transposed=True)
         outer_sum(g.d_weight_ho, "dw_ho", value(g.states), value(g.d_output), H, O, N, T, plan)
         sums, d_bias_o = (
             row_sum("sums_of", value(g.deltas), D, N, T, plan),

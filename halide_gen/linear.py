@@ -32,10 +32,10 @@ class Linear:
         I, N, T = (g.x.dim(i).extent() for i in range(3))
         O = g.bias.dim(0).extent()
         projection = Projection(
-            start=lambda _, o, n, t: g.bias[o],
             weight=Weight(lambda _, k, o: g.weight[k, o], rows_of_k=True),
             factor=lambda k, n, t: g.x[k, n, t],
             extent=I,
+            bias=lambda _, o: g.bias[o],
         )
         project(g.y, "product", projection, O, N, T, plan)
 

@@ -41,7 +41,7 @@ class Tile(NamedTuple):
     rows: int
     steps: int = 1
     sums: int | None = None  # of a unit that are summed up at a time, None: all
-    together: int = 1  # blocks of rows that go through a block of weights before the next one is read
+    together: Any = 1  # blocks of rows that go through a block of weights before the next one is read
 
 
 class Machine(NamedTuple):
@@ -54,7 +54,7 @@ class Machine(NamedTuple):
     some: Tile | None = None  # where it pads fewer rows than `wide`
     narrow: Tile | None = None  # no more hidden units than lanes in a vector
     few: Tile | None = None  # 3 or 4 rows, and steps that are worth sharing: see SPLIT_UNITS
-    shared: bool = False  # whether there is a kernel for weights that no cache holds: see SHARED_WEIGHTS
+    shared: Tile | None = None  # for weights that no cache holds: see SHARED_WEIGHTS
 
 
 FEW = 4  # three single rows cost about what one padded tile of 8 does
@@ -62,10 +62,12 @@ FEW = 4  # three single rows cost about what one padded tile of 8 does
 MACHINES = {
     # 32 registers, multiply-adds with a broadcast operand from memory; a single row wants two or more sums in flight
     "avx512": {
-        1: Machine(Tile(2, 8), Tile(4, 1, 6), Tile(2, 1, 8), some=Tile(4, 6), narrow=Tile(1, 8), shared=True),
+        1: Machine(Tile(2, 8), Tile(4, 1, 6), Tile(2, 1, 8), some=Tile(4, 6), narrow=Tile(1, 8), shared=Tile(2, 8)),
         2: Machine(Tile(1, 12), Tile(4, 1, 3)),
-        3: Machine(Tile(1, 8), Tile(2, 1, 4), few=Tile(1, 4), shared=True),
-        4: Machine(Tile(1, 6), Tile(2, 1, 3), some=Tile(1, 8, sums=2), few=Tile(1, 4), shared=True),
+        3: Machine(Tile(1, 8), Tile(2, 1, 4), few=Tile(1, 4), shared=Tile(1, 8)),
+        4: Machine(
+            Tile(1, 6), Tile(2, 1, 3), some=Tile(1, 8, sums=2), few=Tile(1, 4), shared=Tile(1, 8, sums=2)
+        ),
         6: Machine(Tile(1, 4), Tile(1, 1, 4)),
         8: Machine(Tile(1, 3), Tile(1, 1, 3)),
     },
@@ -113,7 +115,7 @@ def machine(instruction_set: str, sums: int, lean: int) -> Machine:
     if lean and sums == 1:
         found = found._replace(single_narrow=None, some=None, narrow=None)
     if lean > 1:
-        found = found._replace(wide=found.wide._replace(vectors=1), shared=False, some=None, few=None)
+        found = found._replace(wide=found.wide._replace(vectors=1), shared=None, some=None, few=None)
     return found
 
 
@@ -127,9 +129,9 @@ def blocks(extent: Any, size: Any) -> Any:
     return (extent + (size - 1)) // size
 
 
-# Recurrent weights from which on TOGETHER blocks of rows go through each block of weights before the next one is read.
-# One thread, training: LSTM H=1024 N=32 (16 MiB) 1.2 to 1.4 times as fast, GRU H=1024 N=32 (12 MiB) 1.16, RNN H=2048
-# N=32 (16 MiB) 1.08; RNN H=1024 N=64 (4 MiB, which L3 holds) 0.98.
+# Recurrent weights from which on two to TOGETHER blocks of rows go through each block of weights before the next one is
+# read. One thread, training: LSTM H=1024 N=32 (16 MiB) 1.2 to 1.4 times as fast, GRU H=1024 N=32 (12 MiB) 1.16, RNN
+# H=2048 N=32 (16 MiB) 1.08; RNN H=1024 N=64 (4 MiB, which L3 holds) 0.98. Zen 5: LSTM H=1536 N=16 (two blocks) 1.27.
 SHARED_WEIGHTS = 1 << 21
 TOGETHER = 4
 
@@ -145,13 +147,16 @@ def offers(
         yield "single_narrow", tiles.single_narrow, (rows < FEW) & (width <= 2 * lanes)
     if tiles.single is not None:
         yield "single", tiles.single, rows < FEW
+    if tiles.shared is not None and weights is not None:
+        count = blocks(rows, tiles.shared.rows)
+        groups = blocks(count, TOGETHER)
+        together = blocks(count, groups)
+        padded, alone = together * groups * tiles.shared.rows, blocks(rows, tiles.wide.rows) * tiles.wide.rows
+        condition = (weights >= SHARED_WEIGHTS) & (together > 1) & (8 * padded <= 9 * alone)
+        yield "shared", tiles.shared._replace(together=together), condition
     if tiles.narrow is not None:
         yield "narrow", tiles.narrow, width <= lanes
     if tiles.some is not None:
         some, wide = (blocks(rows, tile.rows) * tile.rows for tile in (tiles.some, tiles.wide))
         yield "some", tiles.some, (2 * width > tiles.some.vectors * lanes) & (20 * some <= 19 * wide)
-    if tiles.shared and weights is not None:
-        count = blocks(rows, tiles.wide.rows)
-        padded = blocks(count, TOGETHER) * TOGETHER
-        yield "shared", tiles.wide._replace(together=TOGETHER), (weights >= SHARED_WEIGHTS) & (8 * padded <= 9 * count)
     yield "wide", tiles.wide, rows >= 0

@@ -22,6 +22,8 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
+#include <list>
 #include <map>
 #include <mutex>
 #include <string>
@@ -124,22 +126,35 @@ int par_for(void *context, halide_task_t task, int first, int count, uint8_t *cl
 
 constexpr size_t header = 128;              // bytes before a block that hold its size; Halide wants this alignment
 constexpr size_t smallest_kept = 1 << 12;   // below it threads would wait for each other: 1024 wide, 5 rows, 11.4 for 6.4 ms
-constexpr size_t most_kept = size_t{1} << 29;  // bytes in all blocks that wait to be used again
+constexpr size_t most_kept = size_t{1} << 29;  // bytes in all blocks that wait to be used again; the oldest go first
+
+struct Unused {
+    size_t size;
+    void *block;
+};
 
 std::mutex blocks_lock;
-std::multimap<size_t, void *> blocks;  // unused ones, by size
+std::list<Unused> unused;  // in the order in which they came back
+std::multimap<size_t, std::list<Unused>::iterator> by_size;
 size_t kept = 0;
+
+// Takes an unused block out of the books.
+void *remove(std::multimap<size_t, std::list<Unused>::iterator>::iterator found) {
+    void *block = found->second->block;
+    kept -= found->first;
+    unused.erase(found->second);
+    by_size.erase(found);
+    return block;
+}
 
 void *take(size_t bytes) {
     size_t size = bytes + header;
     void *block = nullptr;
     if (size >= smallest_kept) {
         std::lock_guard<std::mutex> lock(blocks_lock);
-        auto found = blocks.lower_bound(size);
-        if (found != blocks.end() && found->first <= size + size / 4) {
-            block = found->second;
-            kept -= found->first;
-            blocks.erase(found);
+        auto found = by_size.lower_bound(size);
+        if (found != by_size.end() && found->first <= size + size / 4) {
+            block = remove(found);
         }
     }
     if (!block) {
@@ -157,15 +172,21 @@ void give_back(void *memory) {
     }
     void *block = static_cast<char *>(memory) - header;
     const size_t size = *static_cast<size_t *>(block);
-    if (size >= smallest_kept) {
-        std::lock_guard<std::mutex> lock(blocks_lock);
-        if (kept + size <= most_kept) {
-            blocks.emplace(size, block);
-            kept += size;
-            return;
-        }
+    if (size < smallest_kept || size > most_kept) {
+        std::free(block);
+        return;
     }
-    std::free(block);
+    std::lock_guard<std::mutex> lock(blocks_lock);
+    while (kept + size > most_kept) {  // what other shapes left behind goes first
+        auto oldest = by_size.find(unused.front().size);
+        while (oldest->second != unused.begin()) {
+            oldest++;
+        }
+        std::free(remove(oldest));
+    }
+    unused.push_back({size, block});
+    by_size.emplace(size, std::prev(unused.end()));
+    kept += size;
 }
 
 using FloatArray = nb::ndarray<nb::numpy, nb::c_contig>;

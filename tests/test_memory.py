@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import resource
 import threading
 
 import numpy as np
@@ -39,6 +40,16 @@ def test_memory_is_used_again_when_nobody_holds_it() -> None:
     assert address(second) != place, "a view still holds it"
     del part
     assert address(empty(LARGE, "float32")) == place
+
+
+def test_what_came_back_last_is_kept_when_there_is_too_much() -> None:
+    """A step finds its arrays again also after 800 MiB of other shapes; new ones would cost a page fault each 4 KiB."""
+    others = [empty((mebibytes << 18,), "float32") for mebibytes in range(100, 108)]
+    del others
+    empty((60 << 18,), "float32").fill(1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    empty((60 << 18,), "float32").fill(2)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 1000
 
 
 def test_live_arrays_share_nothing() -> None:
