@@ -65,9 +65,7 @@ MACHINES = {
         1: Machine(Tile(2, 8), Tile(4, 1, 6), Tile(2, 1, 8), some=Tile(4, 6), narrow=Tile(1, 8), shared=Tile(2, 8)),
         2: Machine(Tile(1, 12), Tile(4, 1, 3)),
         3: Machine(Tile(1, 8), Tile(2, 1, 4), few=Tile(1, 4), shared=Tile(1, 8)),
-        4: Machine(
-            Tile(1, 6), Tile(2, 1, 3), some=Tile(1, 8, sums=2), few=Tile(1, 4), shared=Tile(1, 8, sums=2)
-        ),
+        4: Machine(Tile(1, 6), Tile(2, 1, 3), some=Tile(1, 8, sums=2), few=Tile(1, 4), shared=Tile(1, 8, sums=2)),
         6: Machine(Tile(1, 4), Tile(1, 1, 4)),
         8: Machine(Tile(1, 3), Tile(1, 1, 3)),
     },

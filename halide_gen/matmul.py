@@ -62,7 +62,7 @@ class Panel:
         lane, gate, k, part, block = self.vars
         lanes = self.layout.lanes
         self.func.compute_root().bound(gate, 0, self.together).bound(part, 0, self.weight.gates // self.together)
-        self.func.reorder(lane, k, gate, part, block).vectorize(lane, lanes)
+        self.func.reorder(lane, k, gate, part, block).vectorize(lane, lanes).parallel(block)
         if self.weight.rows_of_k and lanes > 1:
             # A transpose, through a small square that stays in L1 and whose rows are a constant number of floats apart:
             # LSTM, H=512, a pass of one step 1.7 ms; 4.9 ms where the distance was only known at run time.

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import rnn
+from rnn import _kernels
 
 PEERS = "test_peers.py"
 
@@ -44,7 +45,9 @@ def _fresh_settings(monkeypatch: pytest.MonkeyPatch, _kernel_folder: Path) -> It
     compiled do not go into the user's folder."""
     monkeypatch.setattr(rnn.backend, "_default", None)
     monkeypatch.setenv("RNN_CACHE", str(_kernel_folder))
-    threads = rnn.get_num_threads()
+    threads, worth_sharing = rnn.get_num_threads(), _kernels.worth_sharing()
+    _kernels.set_worth_sharing(0)  # small problems are to use all threads too
     yield
+    _kernels.set_worth_sharing(worth_sharing)
     if rnn.get_num_threads() != threads:
         rnn.set_num_threads(threads)

@@ -13,7 +13,7 @@ import pytest
 from problems import data, named
 
 import rnn
-from rnn import _threads
+from rnn import _kernels, _threads
 
 PROBLEM = named("rows of a picture")
 
@@ -39,6 +39,20 @@ def test_the_pool_grows_and_shrinks(n: int) -> None:
     digest(PROBLEM.layer())
     assert rnn.get_num_threads() == n
     assert workers() - idle == n - 1
+
+
+def test_calls_with_little_to_do_wake_nobody_up() -> None:
+    rnn.set_num_threads(1)
+    want = digest(PROBLEM.layer())
+    idle = workers()
+    rnn.set_num_threads(3)
+    _kernels.set_worth_sharing(1 << 30)
+    assert digest(PROBLEM.layer()) == want
+    assert workers() == idle
+    assert "1 of 3 threads" in str(rnn.explain(PROBLEM.layer(), (PROBLEM.T, PROBLEM.N)))
+    _kernels.set_worth_sharing(0)
+    assert digest(PROBLEM.layer()) == want
+    assert workers() == idle + 2
 
 
 def test_threads_is_put_back_after_an_error() -> None:
@@ -122,6 +136,7 @@ import os, threading
 from test_threads import PROBLEM, digest
 import rnn
 rnn.set_num_threads(2)
+rnn._kernels.set_worth_sharing(0)
 want = digest(PROBLEM.layer())
 stop = threading.Event()
 def busy():
