@@ -20,6 +20,7 @@ PIECE_BYTES = 1 << 26  # partial sums of all pieces together
 # L1 cache. 1024 wide, 2048 rows: 33 became 88 GFLOP/s (Zen 4); LSTM 256 wide, a training step: 75.6 became 73.6 ms
 # (Zen 5). Packing a row costs as much as 30 to 40 numbers across: 64 across and 256 down, 12.5 became 14.5 ms.
 FAR = 256
+MANY = 16  # tasks that are enough for all threads
 NEAR = 1 << 18  # floats in a piece up to which full blocks are read where they are: 1 MiB, as much as L2 holds
 
 
@@ -176,7 +177,10 @@ def project(
         update.reorder(ji, ni, ti, no, to, jo, chunk, once).vectorize(ji)
         update.never_partition([ni, ti, no, to, jo, chunk])
         if schedule.parallel:
-            update.parallel(chunk)
+            # Of few chunks of steps the last, a short one, would leave threads idle: blocks of units are tasks too.
+            several, many = hl.Var(f"several_{layout.name}"), steps >= MANY * STEP_BLOCKS * layout.tile.steps
+            update.split(jo, several, jo, hl.select(many, blocks(width, layout.units), 1), guard)
+            update.parallel(several).parallel(chunk)
         blocked.schedule(out, no)
 
 
@@ -312,7 +316,9 @@ def outer_sum(
         partial.vectorize(ai, lanes).never_partition([di, do, ao, piece])
         if schedule.parallel:
             update.parallel(chunk)
-            partial.parallel(piece).parallel(ao)
+            # Threads share the blocks of a piece where there are many, so that all read one packed operand.
+            several, many = hl.Var(f"several_{label}"), blocks(width, layout.units) >= MANY
+            partial.split(piece, several, piece, hl.select(many, pieces, 1), guard).parallel(several).parallel(ao)
         # All blocks at once, so that rows are read to their end: 320 wide, 6400 rows: 3 ms for 10.
         if pack_across:
             to, ti = hl.Var(f"to_{label}"), hl.Var(f"ti_{label}")
