@@ -18,9 +18,14 @@ An LSTM's forward pass with 8 rows and two sums at a time against 6 rows and all
 With 4 rows, tiles of 4 against tiles of 6 and 8: LSTM and GRU from 256 to 1536 wide 1.3 to 1.5 times as fast. With 3,
 against single rows, 1.1 to 1.5; with 2, 0.8 where L2 holds the weights.
 
-    vectors x rows    H=1024 N=5 (T=16)   H=1024 N=4 (I=256)
-    2 x 8             38                  49 (8 rows of work for 4)
-    4 x 6             53                  68
+With fewer rows of padding (Zen 5, 285 GFLOP/s at peak), against the tiles of 8 rows and, LSTM, 6 and 8 alone:
+
+    rows of the tile  cell and H     N     forward    training
+    10                RNN 100, 256   20    1.17       1.10
+    10                LSTM 256       20    1.19       1.08
+    5                 GRU 256        20    1.20       1.07
+    6                 GRU 256        12    1.31       1.06
+    5                 GRU 64         9     1.53       1.30
 
     vectors x rows    H=32 N=1   H=64 N=1   H=1024 N=1
     2 x 1             29         53         40
@@ -51,7 +56,7 @@ class Machine(NamedTuple):
     wide: Tile
     single: Tile | None = None  # fewer than FEW rows
     single_narrow: Tile | None = None  # fewer than FEW rows, and no more hidden units than lanes in two vectors
-    some: Tile | None = None  # where it pads fewer rows than `wide`
+    others: tuple[Tile, ...] = ()  # where one pads fewer rows than `wide`; the first of those that pad the fewest
     narrow: Tile | None = None  # no more hidden units than lanes in a vector
     few: Tile | None = None  # 3 or 4 rows, and steps that are worth sharing: see SPLIT_UNITS
     shared: Tile | None = None  # for weights that no cache holds: see SHARED_WEIGHTS
@@ -62,10 +67,23 @@ FEW = 4  # three single rows cost about what one padded tile of 8 does
 MACHINES = {
     # 32 registers, multiply-adds with a broadcast operand from memory; a single row wants two or more sums in flight
     "avx512": {
-        1: Machine(Tile(2, 8), Tile(4, 1, 6), Tile(2, 1, 8), some=Tile(4, 6), narrow=Tile(1, 8), shared=Tile(2, 8)),
+        1: Machine(
+            Tile(2, 8),
+            Tile(4, 1, 6),
+            Tile(2, 1, 8),
+            others=(Tile(2, 10), Tile(2, 6)),
+            narrow=Tile(1, 8),
+            shared=Tile(2, 8),
+        ),
         2: Machine(Tile(1, 12), Tile(4, 1, 3)),
-        3: Machine(Tile(1, 8), Tile(2, 1, 4), few=Tile(1, 4), shared=Tile(1, 8)),
-        4: Machine(Tile(1, 6), Tile(2, 1, 3), some=Tile(1, 8, sums=2), few=Tile(1, 4), shared=Tile(1, 8, sums=2)),
+        3: Machine(Tile(1, 8), Tile(2, 1, 4), others=(Tile(1, 6), Tile(1, 5)), few=Tile(1, 4), shared=Tile(1, 8)),
+        4: Machine(
+            Tile(1, 6),
+            Tile(2, 1, 3),
+            others=(Tile(1, 8, sums=2), Tile(1, 10, sums=2)),
+            few=Tile(1, 4),
+            shared=Tile(1, 8, sums=2),
+        ),
         6: Machine(Tile(1, 4), Tile(1, 1, 4)),
         8: Machine(Tile(1, 3), Tile(1, 1, 3)),
     },
@@ -111,9 +129,10 @@ def machine(instruction_set: str, sums: int, lean: int) -> Machine:
     row = MACHINES[instruction_set]
     found = row[min((most for most in row if most >= sums), default=max(row))]
     if lean and sums == 1:
-        found = found._replace(single_narrow=None, some=None, narrow=None)
+        # Several products go into each sum here, and with more rows LLVM spills sums in the loop over k.
+        found = found._replace(single_narrow=None, narrow=None, others=found.others[1:])
     if lean > 1:
-        found = found._replace(wide=found.wide._replace(vectors=1), shared=None, some=None, few=None)
+        found = found._replace(wide=found.wide._replace(vectors=1), shared=None, others=(), few=None)
     return found
 
 
@@ -154,7 +173,11 @@ def offers(
         yield "shared", tiles.shared._replace(together=together), condition
     if tiles.narrow is not None:
         yield "narrow", tiles.narrow, width <= lanes
-    if tiles.some is not None:
-        some, wide = (blocks(rows, tile.rows) * tile.rows for tile in (tiles.some, tiles.wide))
-        yield "some", tiles.some, (2 * width > tiles.some.vectors * lanes) & (20 * some <= 19 * wide)
+    padded = [blocks(rows, tile.rows) * tile.rows for tile in tiles.others]
+    wide = blocks(rows, tiles.wide.rows) * tiles.wide.rows
+    for number, (tile, size) in enumerate(zip(tiles.others, padded, strict=True)):
+        condition = 20 * size <= 19 * wide
+        for later in padded[number + 1 :]:
+            condition = condition & (size <= later)
+        yield f"rows_{tile.rows}", tile, condition
     yield "wide", tiles.wide, rows >= 0

@@ -179,7 +179,7 @@ def project(
         if schedule.parallel:
             # Of few chunks of steps the last, a short one, would leave threads idle: blocks of units are tasks too.
             several, many = hl.Var(f"several_{layout.name}"), steps >= MANY * STEP_BLOCKS * layout.tile.steps
-            update.split(jo, several, jo, hl.select(many, blocks(width, layout.units), 1), guard)
+            update.split(jo, several, jo, hl.select(many, hl.max(blocks(width, layout.units), 1), 1), guard)
             update.parallel(several).parallel(chunk)
         blocked.schedule(out, no)
 

@@ -267,7 +267,7 @@ class Recurrence:
             task, rtask = hl.Var("task"), hl.RVar("rtask")
             size = hl.select(split_units, 1, self.blocks)
             fill.split(units, task, units, size, hl.TailStrategy.GuardWithIf).parallel(task)
-            if self.e.lean < 2 and layout.name != "few":
+            if self.e.lean < 2 and layout.name in ("single", "wide"):
                 update.specialize(split_units).parallel(rblock)
             else:
                 update.split(rblock, rtask, rblock, size, hl.TailStrategy.GuardWithIf).parallel(rtask)
@@ -318,5 +318,5 @@ def sequence(
         update.never_partition([row, i, batch, group, vo])
         if plan.parallel:
             update.parallel(group)
-        shared = plan.split_units and e.weights is not None and layout.name in ("single", "few", "some", "wide")
+        shared = plan.split_units and e.weights is not None and "narrow" not in layout.name and layout.name != "block"
         recurrence.schedule(out, group, shares_units(count, threads, e.fed_back) if shared else None)
