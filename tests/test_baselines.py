@@ -287,3 +287,9 @@ def test_a_right_rival_passes(name: str) -> None:
 @pytest.mark.parametrize(("name", "cell", "mutant"), MUTANTS, ids=lambda part: part)
 def test_a_wrong_rival_is_caught(name: str, cell: str, mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     check_mutant(RIVALS[name], MUTANTS[name, cell, mutant], monkeypatch, cell)
+
+
+def test_the_loss_is_right_over_millions_of_numbers(rng: np.random.Generator) -> None:
+    output, target = (rng.standard_normal((100, 64, 1024), np.float32) for _ in range(2))
+    got = numpy.loss(output, target, Objective(), np.empty_like(output))
+    assert got == pytest.approx(np.mean((output.astype(np.float64) - target) ** 2), rel=1e-6)
