@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
         return main_compare(arguments[1:])
     parser = argparse.ArgumentParser(
         prog="python3 bench",
-        description="Measure and plot everything (12 minutes; --quick: 4), or what is named. "
+        description="Measure and plot everything (20 minutes; --quick: 5), or what is named. "
         "compare OLD.csv NEW.csv: what got slower.",
     )
     known = ", ".join(MEASURES)
