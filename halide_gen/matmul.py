@@ -309,7 +309,8 @@ def outer_sum(
         inner, outer = (di, ai) if transposed else (ai, di)
         update.reorder(inner, outer, ao, do, chunk, once).vectorize(inner, lanes, guard)
         update.never_partition([outer, ao, do, chunk])
-        total.compute_at(out, ao).bound_extent(a, lanes).vectorize(a, lanes)
+        # On the stack too: GRU, 512 wide, one step, malloc took a seventh of BPTT.
+        total.compute_at(out, ao).bound_extent(a, lanes).bound_storage(d, lanes).vectorize(a, lanes)
         total.update().reorder(a, d, p.x).vectorize(a, lanes)
         partial.compute_root().split(a, ao, ai, layout.units, hl.TailStrategy.RoundUp)
         partial.split(d, do, di, layout.tile.rows, hl.TailStrategy.RoundUp).reorder(ai, di, do, ao, piece)
