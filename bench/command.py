@@ -93,9 +93,11 @@ def run(names: Sequence[str], out: Path, *, quick: bool, peers: bool, as_json: b
     )
     sections = []
     for name in (name for name in MEASURES if name in names):
-        MEASURES[name](session)
-        made = write(name, session)
-        pictures = [path for path in made if path.suffix == ".png"]
+        try:
+            MEASURES[name](session)
+        finally:  # what was measured before a stop or a failure is worth keeping
+            write(name, session)
+        pictures = [path for path in plots.draw(name, session) if path.suffix == ".png"]
         sections.append(report.Section(name, pictures, report.tables(name, session)))
         report.write(out, session, sorted(sections, key=lambda section: list(plots.DRAW).index(section.name)))
     step(f"done: {out}/report.html, report.md, a CSV, a PNG and an SVG each of {', '.join(s.name for s in sections)}")
@@ -113,8 +115,8 @@ def run(names: Sequence[str], out: Path, *, quick: bool, peers: bool, as_json: b
     return session.failures
 
 
-def write(name: str, session: Session) -> list[Path]:
-    """The CSV file and the pictures of one benchmark."""
+def write(name: str, session: Session) -> Path:
+    """The CSV file of one benchmark."""
     records: Sequence[Any]
     if name == "tasks":
         records = [epoch for curve in session.curves for epoch in curve.epochs()]
@@ -124,8 +126,7 @@ def write(name: str, session: Session) -> list[Path]:
         records = session.first_steps
     else:
         records = [row for row in session.rows if row.benchmark == name]
-    made = [results.write(session.out / f"{name}.csv", session.card, session.absent, records)]
-    return made + plots.draw(name, session)
+    return results.write(session.out / f"{name}.csv", session.card, session.absent, records)
 
 
 def say(line: str) -> None:

@@ -15,6 +15,7 @@ import problems
 import pytest
 
 from rnn._backends.halide import SCHEDULES
+from rnn.baselines import theano_environment
 from rnn.baselines.network import Objective
 
 ROOT = str(Path(__file__).resolve().parent.parent)
@@ -22,6 +23,7 @@ sys.path.insert(0, ROOT)
 from bench import (  # noqa: E402
     cases,
     check,
+    command,
     compare,
     implementations,
     machine,
@@ -101,6 +103,20 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> runner.Session:
     with made.crews(made.rivals) as crews:
         made.measure("peers", crews, cases.step_of(SMALL))
     return made
+
+
+def test_what_was_measured_before_a_stop_is_written(
+    session: runner.Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(running: runner.Session) -> None:
+        running.rows += session.rows
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(measures.MEASURES, "peers", stopped)
+    monkeypatch.setattr(theano_environment, "make", lambda say: None)
+    monkeypatch.setattr(machine, "limits", lambda processors: LIMITS[1])
+    assert command.main(["peers", "--out", str(tmp_path)]) == 130
+    assert len(results.read(tmp_path / "peers.csv")) == len(session.rows) == 4
 
 
 def test_steps_are_timed_in_processes_of_their_own(session: runner.Session) -> None:
