@@ -115,7 +115,7 @@ def run(names: Sequence[str], out: Path, *, quick: bool, peers: bool, as_json: b
     return session.failures
 
 
-def write(name: str, session: Session) -> Path:
+def write(name: str, session: Session) -> None:
     """The CSV file of one benchmark."""
     records: Sequence[Any]
     if name == "tasks":
@@ -126,7 +126,7 @@ def write(name: str, session: Session) -> Path:
         records = session.first_steps
     else:
         records = [row for row in session.rows if row.benchmark == name]
-    return results.write(session.out / f"{name}.csv", session.card, session.absent, records)
+    results.write(session.out / f"{name}.csv", session.card, session.absent, records)
 
 
 def say(line: str) -> None:

@@ -158,6 +158,10 @@ def offers(
 ) -> Iterator[tuple[str, Tile, Any]]:
     """(name, tile, condition) for width x rows units: the first whose condition holds is the one to use. `weights`:
     how many recurrent ones there are, None where nothing recurs."""
+
+    def padded(tile: Tile) -> Any:
+        return blocks(rows, tile.rows) * tile.rows
+
     if tiles.few is not None and weights is not None:
         yield "few", tiles.few, (rows > 2) & (rows <= tiles.few.rows) & (weights >= SPLIT_UNITS)
     if tiles.single_narrow is not None:
@@ -168,16 +172,14 @@ def offers(
         count = blocks(rows, tiles.shared.rows)
         groups = blocks(count, TOGETHER)
         together = blocks(count, groups)
-        padded, alone = together * groups * tiles.shared.rows, blocks(rows, tiles.wide.rows) * tiles.wide.rows
-        condition = (weights >= SHARED_WEIGHTS) & (together > 1) & (8 * padded <= 9 * alone)
+        in_groups = together * groups * tiles.shared.rows
+        condition = (weights >= SHARED_WEIGHTS) & (together > 1) & (8 * in_groups <= 9 * padded(tiles.wide))
         yield "shared", tiles.shared._replace(together=together), condition
     if tiles.narrow is not None:
         yield "narrow", tiles.narrow, width <= lanes
-    padded = [blocks(rows, tile.rows) * tile.rows for tile in tiles.others]
-    wide = blocks(rows, tiles.wide.rows) * tiles.wide.rows
-    for number, (tile, size) in enumerate(zip(tiles.others, padded, strict=True)):
-        condition = 20 * size <= 19 * wide
-        for later in padded[number + 1 :]:
-            condition = condition & (size <= later)
+    for number, tile in enumerate(tiles.others):
+        condition = 20 * padded(tile) <= 19 * padded(tiles.wide)
+        for later in tiles.others[number + 1 :]:
+            condition = condition & (padded(tile) <= padded(later))
         yield f"rows_{tile.rows}", tile, condition
     yield "wide", tiles.wide, rows >= 0

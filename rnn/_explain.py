@@ -45,16 +45,21 @@ def explain(layer: Layer, shape: tuple[int, int], *, masks: bool | None = None) 
         return Explanation((*lines, "kernel    none: this backend is not compiled from the cell's equations"))
     if 0 in (T, N, H):
         return Explanation((*lines, "kernel    none: there is nothing to compute"))
+    from ._kernels import worth_sharing
+
     if masks is None:
         masks = bool(layer.recurrent_dropout or any(layer.zoneout))
     instructions, why = _instructions(layer)
     lines.append(f"code      {instructions}, {why}")
     plan = _plan(cell, masks)
+    least = worth_sharing() if chosen.name == "halide" else 0  # the JIT has a pool of its own
     pieces = len(_pieces(plan, Walk(layer.reverse), T, N, H, layer.dtype.itemsize))
     for direction in ("forward", "bptt"):
         lines.append(f"{direction:9} {chosen.origin(direction, cell, str(layer.dtype), masks)}")
         if chosen.schedule == "tuned":
-            lines += [f"          {line}" for line in _tile(layer, direction, T // pieces, N, masks, instructions)]
+            lines += [
+                f"          {line}" for line in _tile(layer, direction, T // pieces, N, masks, instructions, least)
+            ]
     if pieces > 1:
         lines.append(f"pieces    {pieces} of about {T // pieces} steps, which stay in the L2 cache")
     lines.append(f"step      {_step(layer, chosen)}")
@@ -84,7 +89,7 @@ def _step(layer: Layer, chosen: HalideBackend) -> str:
     return f"{chosen.origin('step', layer.cell, str(layer.dtype), False)}, for up to {MOST_ROWS} rows; then forward"
 
 
-def _kibibytes(layer: Layer, direction: str, T: int, N: int, masks: bool) -> int:
+def _bytes(layer: Layer, direction: str, T: int, N: int, masks: bool) -> int:
     """In the arrays of one call of a training step of the first layer, but for those of masks."""
     plan, H, I, O = _plan(layer.cell, masks), layer.hidden_size, layer.input_size, layer.output_size or 0
     A, B, S = layer.cell.inputs * H, layer.cell.hidden * H, layer.cell.states
@@ -93,13 +98,12 @@ def _kibibytes(layer: Layer, direction: str, T: int, N: int, masks: bool) -> int
         numbers = tape + T * N * I + S * N * H + A * (I + 1) + B * (H + 1)
     else:
         numbers = tape + T * N * (O + H) + S * N * H + H * (B + O) + plan.deltas * (T + 1) * N * H
-    return numbers * layer.dtype.itemsize >> 10
+    return numbers * layer.dtype.itemsize
 
 
-def _tile(layer: Layer, direction: str, T: int, N: int, masks: bool, instructions: str) -> list[str]:
-    """The register tile that the kernel will choose from the sizes, and what the threads share."""
-    from ._kernels import worth_sharing
-
+def _tile(layer: Layer, direction: str, T: int, N: int, masks: bool, instructions: str, least: int) -> list[str]:
+    """The register tile that the kernel will choose from the sizes, and what the threads share: nothing where a call's
+    arrays hold less than `least` bytes."""
     table = _generators.module("machine")
     d = layer.cell.masked if masks else layer.cell.plain
     phases = [
@@ -124,11 +128,14 @@ def _tile(layer: Layer, direction: str, T: int, N: int, masks: bool, instruction
         f"sum{'s' * ((tile.sums or sums) > 1)} in registers ({count} block{'s' * (count > 1)} of {group} "
         f"row{'s' * (group > 1)} for N={N})"
     )
-    size, least = _kibibytes(layer, direction, T, N, masks), worth_sharing() >> 10
+    size = _bytes(layer, direction, T, N, masks)
     if threads == 1:
         shared = "1 thread"
     elif size < least:
-        shared = f"1 of {threads} threads: {size} KiB in a call's arrays, and to wake a thread pays from {least} KiB on"
+        shared = (
+            f"1 of {threads} threads: {size >> 10} KiB in a call's arrays, and to wake a thread pays from "
+            f"{least >> 10} KiB on"
+        )
     elif tile.together > 1:
         shared = f"{threads} threads share the blocks of rows, and the units of each step"
     elif count >= threads:

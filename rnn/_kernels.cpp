@@ -137,19 +137,18 @@ constexpr size_t header = 128;              // bytes before a block that hold it
 constexpr size_t smallest_kept = 1 << 12;   // below it threads would wait for each other: 1024 wide, 5 rows, 11.4 for 6.4 ms
 constexpr size_t most_kept = size_t{1} << 29;  // bytes in all blocks that wait to be used again; the oldest go first
 
-struct Unused {
-    size_t size;
-    void *block;
-};
+using Blocks = std::list<void *>;
 
 std::mutex blocks_lock;
-std::list<Unused> unused;  // in the order in which they came back
-std::multimap<size_t, std::list<Unused>::iterator> by_size;
+Blocks unused;  // in the order in which they came back
+std::multimap<size_t, Blocks::iterator> by_size;  // those of one size in that order too
 size_t kept = 0;
 
+size_t size_of(const void *block) { return *static_cast<const size_t *>(block); }
+
 // Takes an unused block out of the books.
-void *remove(std::multimap<size_t, std::list<Unused>::iterator>::iterator found) {
-    void *block = found->second->block;
+void *remove(std::multimap<size_t, Blocks::iterator>::iterator found) {
+    void *block = *found->second;
     kept -= found->first;
     unused.erase(found->second);
     by_size.erase(found);
@@ -180,20 +179,16 @@ void give_back(void *memory) {
         return;
     }
     void *block = static_cast<char *>(memory) - header;
-    const size_t size = *static_cast<size_t *>(block);
+    const size_t size = size_of(block);
     if (size < smallest_kept || size > most_kept) {
         std::free(block);
         return;
     }
     std::lock_guard<std::mutex> lock(blocks_lock);
     while (kept + size > most_kept) {  // what other shapes left behind goes first
-        auto oldest = by_size.find(unused.front().size);
-        while (oldest->second != unused.begin()) {
-            oldest++;
-        }
-        std::free(remove(oldest));
+        std::free(remove(by_size.lower_bound(size_of(unused.front()))));
     }
-    unused.push_back({size, block});
+    unused.push_back(block);
     by_size.emplace(size, std::prev(unused.end()));
     kept += size;
 }
@@ -407,7 +402,7 @@ void run(const Kernel &kernel, nb::args given) {
     Report report;
     void *context = &report;
     std::vector<int> numbers(metadata.num_arguments);
-    size_t next = 0;
+    size_t next = 0, bytes = 0;
     for (int i = 0; i < metadata.num_arguments; i++) {
         const halide_filter_argument_t &expected = metadata.arguments[i];
         const bool scalar = expected.kind == halide_argument_kind_input_scalar;
@@ -431,14 +426,11 @@ void run(const Kernel &kernel, nb::args given) {
         }
         held.push_back(std::make_unique<Argument>(given[next++].ptr(), expected));
         slots[i] = &held.back()->buffer;
+        bytes += held.back()->bytes();
     }
     if (next != given.size()) {
         fail(PyExc_TypeError, kernel.name + ": expected " + std::to_string(next) + " arguments, got " +
                                   std::to_string(given.size()));
-    }
-    size_t bytes = 0;
-    for (const auto &argument : held) {
-        bytes += argument->bytes();
     }
     for (const auto &output : held) {
         for (const auto &other : held) {
