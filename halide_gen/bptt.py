@@ -12,7 +12,7 @@ from cells import CELLS
 from derivation import derive
 from frames import BackFrame, kept_apart
 from matmul import Projection, Weight
-from recurrence import Equations, Place, Projected, Recurrence, Start, sequence
+from recurrence import Equations, Place, Recurrence, sequence
 from schedules import schedule
 from walk import Walk
 
@@ -75,39 +75,42 @@ class BPTT:
             within = T + 1 - s < g.lengths[n]
             return within & walk.goes_on(T + 2 - s, n) if g.masked else within
 
-        def reaches(k: int) -> Start:
+        def inside_row(s: hl.Expr, n: hl.Expr) -> hl.Expr:
+            return (T + 1 - s > 0) & walk.made(T + 1 - s, n)
+
+        def reaches(k: int) -> Place:
             """What reaches a state from outside."""
+            if k > 0:
+                return Place(given=lambda j, n, s: last(k, j, n, T + 1 - s))
 
-            def start(projected: Projected, j: hl.Expr, n: hl.Expr, s: hl.Expr) -> hl.Expr:
+            def given(j: hl.Expr, n: hl.Expr, s: hl.Expr) -> hl.Expr:
                 q = T + 1 - s
-                if k > 0:
-                    return last(k, j, n, q)
-                return hl.select((q > 0) & walk.made(q, n), projected(0), zero) + last(k, j, n, q)
+                d_state = g.d_states[j, n, walk.time(q, n)]
+                return hl.select(inside_row(s, n), d_state, zero) + last(k, j, n, q)
 
-            return start
+            return Place(given, lambda projected, n, s: hl.select(inside_row(s, n), projected(0), zero))
 
         def zone(k: int) -> Place:
-            return Place(lambda _, j, n, s: g.zoneout[j, n, walk.time(T + 1 - s, n), k])
+            return Place(lambda j, n, s: g.zoneout[j, n, walk.time(T + 1 - s, n), k])
 
         def vector(p: int) -> Callable[[hl.Expr, hl.Expr], hl.Expr]:
             return lambda j, n: g.vectors[j, p]
 
-        def on_tape(column: int) -> Start:
-            return lambda _, j, n, s: g.tape[j, n, walk.place(T + 1 - s, n), column]
+        def on_tape(column: int) -> Place:
+            return Place(lambda j, n, s: g.tape[j, n, walk.place(T + 1 - s, n), column])
 
         made = [
             Place(
-                None,
                 feeds=[(b, frame.hidden[b]) for b in s.hidden],
                 lag=1 if s.carried else 0,
                 phase=s.phase,
             )
             for s in cell.back_sums
         ]
-        made += [Place(reaches(k)) for k in range(len(cell.new))]
-        made += [Place(on_tape(column)) for column in frame.tape]
+        made += [reaches(k) for k in range(len(cell.new))]
+        made += [on_tape(column) for column in frame.tape]
         made += [zone(k) for k in range(len(cell.zone_leaves))]
-        made += [Place(None)] * (frame.size - len(made))
+        made += [Place()] * (frame.size - len(made))
         constants = [vector(p) for p in range(len(cell.vectors))]
         if g.masked:
             constants.append(lambda j, n: g.mask[j, n])
@@ -123,7 +126,6 @@ class BPTT:
                 weight=Weight(lambda _, o, j: g.weight_ho[j, o], rows_of_k=False),
                 factor=lambda o, n, s: g.d_output[o, n, walk.time(T + 1 - s, n)],
                 extent=O,
-                start=lambda j, n, s: g.d_states[j, n, walk.time(T + 1 - s, n)],
             ),
             weights=Weight(lambda b, k, j: g.weight_hh[j, b * H + k], rows_of_k=False, gates=len(cell.hidden))
             if cell.hidden

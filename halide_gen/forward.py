@@ -13,7 +13,7 @@ from derivation import MASK, Sum, derive
 from expressions import Expression
 from frames import ForwardFrame, compute, kept_apart, where
 from matmul import Projection, Weight
-from recurrence import Equations, Place, Recurrence, Start, sequence
+from recurrence import Equations, Place, Recurrence, sequence
 from schedules import schedule
 from walk import Walk
 
@@ -76,30 +76,30 @@ class Forward:
                 gate, [g.bias_hh[both[a] * H + unit] if a in both else zero for a in range(len(cell.inputs))] + [zero]
             )
 
-        def begin(total: Sum) -> Start:
-            """What a sum starts from: the input's product, or a bias alone."""
+        def summed(total: Sum) -> Place:
+            """A sum starts from the input's product, or from a bias alone."""
+            start: dict[str, Any] = {}
             if total.input is not None:
                 gate = total.input
-                return lambda projected, j, n, s: projected(gate)
-            row = total.hidden
-            return lambda _, j, n, s: g.bias_hh[row * H + j]
-
-        def summed(total: Sum) -> Place:
+                start["projected"] = lambda projected, n, s: projected(gate)
+            elif total.hidden is not None:
+                row = total.hidden
+                start["offset"] = lambda j: g.bias_hh[row * H + j]
             if total.operand is None or total.hidden is None:
-                return Place(begin(total))
+                return Place(**start)
             feeds = [(total.hidden, frame.operands[total.operand])]
             lag = 1 if cell.operands[total.operand].carried else 0
-            return Place(begin(total), feeds=feeds, lag=lag, phase=total.phase)
+            return Place(**start, feeds=feeds, lag=lag, phase=total.phase)
 
         def state(k: int) -> Place:
-            return Place(None, initial=lambda j, n: g.initial[j, n, k])
+            return Place(initial=lambda j, n: g.initial[j, n, k])
 
         def operand(m: int) -> Place:
             value = cell.operands[m].value
-            return Place(None, initial=(lambda j, n: first(value, j, n)) if cell.operands[m].carried else None)
+            return Place(initial=(lambda j, n: first(value, j, n)) if cell.operands[m].carried else None)
 
         def zone(k: int) -> Place:
-            return Place(lambda _, j, n, s: g.zoneout[j, n, walk.time(s, n), k])
+            return Place(given=lambda j, n, s: g.zoneout[j, n, walk.time(s, n), k])
 
         def vector(p: int) -> Callable[[hl.Expr, hl.Expr], hl.Expr]:
             return lambda j, n: g.vectors[j, p]
@@ -107,7 +107,7 @@ class Forward:
         def places() -> Sequence[Place]:
             made = [summed(total) for total in cell.sums] + [state(k) for k in range(len(cell.new))]
             made += [operand(m) for m in frame.apart] + [zone(k) for k in range(len(cell.zone_leaves))]
-            return made + [Place(None)] * (frame.size - len(made))
+            return made + [Place()] * (frame.size - len(made))
 
         def apart(x: hl.Expr) -> hl.Expr:
             return kept_apart(x, g.threads >> 20)

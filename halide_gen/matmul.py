@@ -78,13 +78,12 @@ Value = Callable[[hl.Expr, hl.Expr, hl.Expr], hl.Expr]  # (unit, row, step)
 
 @dataclass(frozen=True)
 class Projection:
-    """bias(gate, unit) + start(unit, row, step) + sum_k weight(gate, k, unit) factor(k, row, step), k < extent."""
+    """bias(gate, unit) + sum_k weight(gate, k, unit) factor(k, row, step), k < extent."""
 
     weight: Weight
     factor: Value
     extent: hl.Expr
     bias: Callable[[hl.Expr, hl.Expr], hl.Expr] | None = None
-    start: Value | None = None
 
 
 class BlockedProjection:
@@ -110,9 +109,8 @@ class BlockedProjection:
         self.panel = Panel(f"{name}_panel", p.weight, width, layout)
         self.k = hl.RDom([(0, p.extent)], f"{name}_k")[0]
         self.func = hl.Func(name)
-        unit = mostly_inside(units * layout.units + lane, width)
         factor = p.factor(self.k, n, t)
-        start = hl.cast(factor.type(), 0) if p.start is None else p.start(unit, n, t)
+        start = hl.cast(factor.type(), 0)
         self.bias = None
         if p.bias is not None:
             self.bias = hl.Func(f"{name}_bias")
