@@ -111,7 +111,7 @@ def threads(session: Session) -> None:
 def peers(session: Session) -> None:
     """The grid: both passes, or the forward pass where nobody trains at these sizes."""
     with session.crews(session.rivals) as crews:
-        for problem in session.some(problems.GRID, 3):
+        for problem in problems.GRID if session.whole_grid else problems.GRID[::3]:
             session.measure("peers", crews, step_of(problem))
 
 

@@ -80,6 +80,8 @@ def summary(session: Session) -> list[str]:
                 f"{name}: the best other library's time over ours is {table.geometric_mean(best):.2f} "
                 f"in the geometric mean over {len(best)} figures; {behind} of them are below 1."
             )
+            if name == "peers" and not session.whole_grid:
+                lines[-1] += " They are a third of the grid; `python3 bench peers` measures all of it."
     return lines
 
 

@@ -119,6 +119,19 @@ def test_what_was_measured_before_a_stop_is_written(
     assert len(results.read(tmp_path / "peers.csv")) == len(session.rows) == 4
 
 
+@pytest.mark.parametrize(("whole", "expected"), [(True, problems.GRID), (False, problems.GRID[::3])])
+def test_peers_take_the_whole_grid_only_where_they_are_asked_for(
+    session: runner.Session, monkeypatch: pytest.MonkeyPatch, whole: bool, expected: list[problems.Problem]
+) -> None:
+    seen: list[problems.Problem] = []
+    monkeypatch.setattr(session, "rivals", ())
+    monkeypatch.setattr(session, "whole_grid", whole)
+    monkeypatch.setattr(session, "measure", lambda benchmark, crews, step: seen.append(step))
+    monkeypatch.setattr(measures, "step_of", lambda problem: problem)
+    measures.peers(session)
+    assert seen == expected
+
+
 def test_steps_are_timed_in_processes_of_their_own(session: runner.Session) -> None:
     assert not session.absent
     found = {(row.pass_, row.implementation) for row in session.rows}
