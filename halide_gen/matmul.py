@@ -172,8 +172,8 @@ def project(
         update = out.update(i)
         update.split(j, jo, ji, layout.units, hl.TailStrategy.PredicateStores).split(n, no, ni, layout.tile.rows, guard)
         update.split(t, to, ti, layout.tile.steps, guard).split(to, chunk, to, STEP_BLOCKS, guard)
-        update.reorder(ji, ni, ti, no, to, jo, chunk, once).vectorize(ji)
-        update.never_partition([ni, ti, no, to, jo, chunk])
+        update.reorder(ji, ni, ti, no, to, jo, chunk, once).vectorize(ji).unroll(ni)
+        update.never_partition([ti, no, to, jo, chunk])
         if schedule.parallel:
             # Of few chunks of steps the last, a short one, would leave threads idle: blocks of units are tasks too.
             several, many = hl.Var(f"several_{layout.name}"), steps >= MANY * STEP_BLOCKS * layout.tile.steps
@@ -289,8 +289,8 @@ def outer_sum(
         packed[row, n_, t_, batch] = down(inside(batch * size + row, height), n_, t_)
         tile[lane, row, block, batch, piece] += panel[lane, r.x, step, block] * packed[row, r.x, step, batch]
         partial[a, d, piece] = tile[a % units, d % size, a // units, d // size, piece]
-        p = hl.RDom([(0, pieces)], f"{label}_p")
-        total[a, d] = zero
+        p = hl.RDom([(1, pieces - 1)], f"{label}_p")
+        total[a, d] = partial[a, d, 0]
         total[a, d] += partial[a, d, p.x]
         once = only_if(condition, f"{label}_if")
         out[here] = total[a, d + once]
@@ -312,7 +312,7 @@ def outer_sum(
         total.update().reorder(a, d, p.x).vectorize(a, lanes)
         partial.compute_root().split(a, ao, ai, layout.units, hl.TailStrategy.RoundUp)
         partial.split(d, do, di, layout.tile.rows, hl.TailStrategy.RoundUp).reorder(ai, di, do, ao, piece)
-        partial.vectorize(ai, lanes).never_partition([di, do, ao, piece])
+        partial.vectorize(ai, lanes).unroll(di).never_partition([do, ao, piece])
         if schedule.parallel:
             update.parallel(chunk)
             # Threads share the blocks of a piece where there are many, so that all read one packed operand.

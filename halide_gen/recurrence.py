@@ -295,8 +295,8 @@ class Recurrence:
             fill, stage = S.update(stage), stage + 1
             fill.split(self.filled, outer, inner, layout.tile.steps, guard)
             fill.split(block, units, batch, layout.tile.together, hl.TailStrategy.RoundUp)
-            fill.reorder(lane, row, inner, outer, units, batch, group).vectorize(lane, layout.lanes)
-            fill.never_partition([row, inner, outer, batch, group])
+            fill.reorder(lane, row, inner, outer, units, batch, group).vectorize(lane, layout.lanes).unroll(row)
+            fill.never_partition([inner, outer, batch, group])
         S.update(stage).vectorize(lane, layout.lanes)
         for offset in self.offsets:
             offset.compute_root().bound_extent(lane, layout.units).vectorize(lane, layout.lanes)
