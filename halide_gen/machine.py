@@ -27,6 +27,15 @@ With fewer rows of padding (Zen 5, 285 GFLOP/s at peak), against the tiles of 8 
     6                 GRU 256        12    1.31       1.06
     5                 GRU 64         9     1.53       1.30
 
+BPTT of an LSTM, whose sum takes four products (Zen 4, GFLOP/s of its recurrent part): what is fed back is four times as
+much as of an RNN, so a block of weights that several blocks of rows share has to leave room for it in L2 (1 MiB).
+
+    vectors x rows    H=1024 N=32   H=1024 N=48   H=1536 N=16   H=512 N=48
+    2 x 8, shared     57            53            45
+    1 x 8, shared     80            78            75
+    2 x 8                                                       85
+    4 x 6                                                       91
+
     vectors x rows    H=32 N=1   H=64 N=1   H=1024 N=1
     2 x 1             29         53         40
     4 x 1             21         65         37
@@ -60,13 +69,17 @@ class Machine(NamedTuple):
     narrow: Tile | None = None  # no more hidden units than lanes in a vector
     few: Tile | None = None  # 3 or 4 rows, and steps that are worth sharing: see SPLIT_UNITS
     shared: Tile | None = None  # for weights that no cache holds: see SHARED_WEIGHTS
+    broad: Tile | None = None  # of a recurrence, where it pads no more than `wide`
 
 
 FEW = 4  # three single rows cost about what one padded tile of 8 does
 
+# By the sums of a unit; 0: one sum, into which the products of several gates go, as BPTT's.
 MACHINES = {
     # 32 registers, multiply-adds with a broadcast operand from memory; a single row wants two or more sums in flight
     "avx512": {
+        # with 10 rows LLVM spills sums in the loop over k
+        0: Machine(Tile(2, 8), Tile(4, 1, 6), others=(Tile(2, 6),), shared=Tile(1, 8), broad=Tile(4, 6)),
         1: Machine(
             Tile(2, 8),
             Tile(4, 1, 6),
@@ -127,12 +140,13 @@ def machine(instruction_set: str, sums: int, lean: int) -> Machine:
     `lean` 1: without the tiles that cells of several gates, whose equations are long, can do without; 2: with the
     fewest."""
     row = MACHINES[instruction_set]
-    found = row[min((most for most in row if most >= sums), default=max(row))]
-    if lean and sums == 1:
-        # Several products go into each sum here, and with more rows LLVM spills sums in the loop over k.
-        found = found._replace(single_narrow=None, narrow=None, others=found.others[1:])
+    several = bool(lean) and sums == 1 and 0 in row
+    found = row[0 if several else min((most for most in row if most >= sums), default=max(row))]
     if lean > 1:
-        found = found._replace(wide=found.wide._replace(vectors=1), shared=None, others=(), few=None)
+        found = found._replace(
+            wide=found.wide._replace(vectors=1), single_narrow=None, narrow=None, shared=None, others=(), few=None,
+            broad=None,
+        )  # fmt: skip
     return found
 
 
@@ -175,6 +189,12 @@ def offers(
         in_groups = together * groups * tiles.shared.rows
         condition = (weights >= SHARED_WEIGHTS) & (together > 1) & (8 * in_groups <= 9 * padded(tiles.wide))
         yield "shared", tiles.shared._replace(together=together), condition
+    if tiles.broad is not None and weights is not None:
+
+        def area(tile: Tile) -> Any:
+            return padded(tile) * tile.vectors * blocks(width, tile.vectors * lanes)
+
+        yield "broad", tiles.broad, area(tiles.broad) <= area(tiles.wide)
     if tiles.narrow is not None:
         yield "narrow", tiles.narrow, width <= lanes
     for number, tile in enumerate(tiles.others):

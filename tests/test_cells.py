@@ -205,7 +205,7 @@ TILES = [
     ("shared", "gru", 837, 47), ("wide", "gru", 837, 39), ("few", "lstm", 187, 4), ("few", "lstm", 187, 3),
     ("few", "gru", 211, 4), ("single", "gru", 211, 2), ("rows_5", "gru", 211, 5), ("rows_6", "gru", 211, 12),
     ("rows_10", "rnn_tanh", 363, 10), ("rows_6", "rnn_tanh", 363, 6), ("rows_8", "lstm", 187, 7),
-    ("rows_10", "lstm", 187, 20),
+    ("rows_10", "lstm", 187, 20), ("broad", "lstm", 187, 12), ("broad", "gru", 245, 18),
 ]  # fmt: skip
 """(tile, cell, units, rows) that take it on AVX-512 (halide_gen/machine.py): just enough weights for two to four blocks
 of rows to go through them together, just enough for a step to be shared by threads, and beside the borders."""
