@@ -36,6 +36,11 @@ much as of an RNN, so a block of weights that several blocks of rows share has t
     2 x 8                                                       85
     4 x 6                                                       91
 
+A single row of an RNN that goes through its weights from either end in turns finds some of them still in L1 or L2 (Zen
+4, forward and BPTT): 128 wide, 64 KiB, 1.12 and 1.18 times as fast, 512 wide, 1 MiB, 1.06 and 1.09; 1024 wide, 4 MiB,
+and LSTM and GRU 128 wide, 256 and 192 KiB, were no faster. (Where threads share the units of a step, LLVM took the two
+ways' indices for different ones, and stored each sum in each iteration: so for small weights alone.)
+
     vectors x rows    H=32 N=1   H=64 N=1   H=1024 N=1
     2 x 1             29         53         40
     4 x 1             21         65         37
@@ -56,6 +61,7 @@ class Tile(NamedTuple):
     steps: int = 1
     sums: int | None = None  # of a unit that are summed up at a time, None: all
     together: Any = 1  # blocks of rows that go through a block of weights before the next one is read
+    turns: bool = False  # every other step goes through the weights from their end; its units are never shared
 
 
 class Machine(NamedTuple):
@@ -70,6 +76,7 @@ class Machine(NamedTuple):
     few: Tile | None = None  # 3 or 4 rows, and steps that are worth sharing: see SPLIT_UNITS
     shared: Tile | None = None  # for weights that no cache holds: see SHARED_WEIGHTS
     broad: Tile | None = None  # of a recurrence, where it pads no more than `wide`
+    turning: Tile | None = None  # fewer than FEW rows, and steps that are not worth sharing
 
 
 FEW = 4  # three single rows cost about what one padded tile of 8 does
@@ -87,6 +94,7 @@ MACHINES = {
             others=(Tile(2, 10), Tile(2, 6)),
             narrow=Tile(1, 8),
             shared=Tile(2, 8),
+            turning=Tile(4, 1, 6, turns=True),
         ),
         2: Machine(Tile(1, 12), Tile(4, 1, 3)),
         3: Machine(Tile(1, 8), Tile(2, 1, 4), others=(Tile(1, 6), Tile(1, 5)), few=Tile(1, 4), shared=Tile(1, 8)),
@@ -145,7 +153,7 @@ def machine(instruction_set: str, sums: int, lean: int) -> Machine:
     if lean > 1:
         found = found._replace(
             wide=found.wide._replace(vectors=1), single_narrow=None, narrow=None, shared=None, others=(), few=None,
-            broad=None,
+            broad=None, turning=None,
         )  # fmt: skip
     return found
 
@@ -178,6 +186,8 @@ def offers(
 
     if tiles.few is not None and weights is not None:
         yield "few", tiles.few, (rows > 2) & (rows <= tiles.few.rows) & (weights >= SPLIT_UNITS)
+    if tiles.turning is not None and weights is not None:
+        yield "turning", tiles.turning, (rows < FEW) & (width > 2 * lanes) & (weights < SPLIT_UNITS)
     if tiles.single_narrow is not None:
         yield "single_narrow", tiles.single_narrow, (rows < FEW) & (width <= 2 * lanes)
     if tiles.single is not None:

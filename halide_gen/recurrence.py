@@ -155,13 +155,20 @@ class Recurrence:
             size = layout.tile.sums or max(len(fed), 1)
             parts = [fed[first : first + size] for first in range(0, len(fed), size)] or [[]]
             rounds += [(phase, part, part is parts[-1]) for part in parts]
-        self.several = len(rounds) > 1
-        if self.several:
+        if len(rounds) > 1:
             domain.append((0, len(rounds)))
-        self.r = hl.RDom([*domain, (1, e.steps)], f"{name}_r")
-        rlane, rvector, rrow, rk, rblock = (self.r[i] for i in range(5))
-        rslot = self.r[len(domain)]
-        self.r.where(e.needed(rslot, self.longest[group]))
+        turns = layout.tile.turns
+        domain += [(0, 2), (0, blocks(e.steps, 2))] if turns else [(1, e.steps)]
+        r = hl.RDom(domain, f"{name}_r")
+        self.r = [r[i] for i in range(len(domain))]
+        rlane, rvector, rrow, rk, rblock, *loops = self.r
+        self.unrolled, (*way, rslot) = ([loops[0]], loops[1:]) if len(rounds) > 1 else ([], loops)
+        if turns:
+            rblock = hl.select(way[0] == 0, rblock, self.blocks - 1 - rblock)
+            rslot = 2 * rslot + way[0] + 1
+            r.where(rslot <= e.steps)
+            self.unrolled = [*self.unrolled, *way]
+        r.where(e.needed(rslot, self.longest[group]))
         at = rvector * layout.lanes + rlane
 
         def frame(slot: hl.Expr) -> list[hl.Expr]:
@@ -181,7 +188,7 @@ class Recurrence:
         result = list(now)
         for number, (phase, part, ends) in enumerate(rounds):
             written = dict(e.step(phase, seen)) if ends else {}
-            due = self.r[5] == number if self.several else None
+            due = loops[0] == number if len(rounds) > 1 else None
             for i, place in enumerate(e.places):
                 sums, value = now[i], written.get(i, now[i])
                 for gate, source in place.feeds if i in part else ():
@@ -279,7 +286,7 @@ class Recurrence:
         # Bounds that are said to start at 0 keep the index of a sum one and the same expression where it is read and
         # written; otherwise LLVM can't tell that it is one place, and stores it in every iteration of k.
         S.compute_at(consumer, where).bound(lane, 0, layout.units).bound(row, 0, layout.tile.rows)
-        S.bound(block, 0, self.blocks).bound_extent(group, 1).bound(slot, 0, self.last + 1)
+        S.bound(block, 0, self.blocks).bound_extent(group, 1).bound(slot, 0, self.last + 1 + int(layout.tile.turns))
         guard, stage = hl.TailStrategy.GuardWithIf, 0
         given = fill = None
         units, batch, chunk = hl.Var("units"), hl.Var("batch"), hl.RVar("chunk")
@@ -312,12 +319,11 @@ class Recurrence:
             flag.compute_at(consumer, where).bound_extent(row, layout.tile.rows)
 
         # No race: each lane, vector, row and block of a slot writes its own place and reads the slot before.
-        rlane, rvector, rrow, rk, rblock = (self.r[i] for i in range(5))
-        loops = [self.r[5], self.r[6]] if self.several else [self.r[5]]
+        rlane, rvector, rrow, rk, rblock, *loops = self.r
         update = S.update(stage + 1).allow_race_conditions()
-        update.vectorize(rlane).unroll(rvector).unroll(rrow)
-        if self.several:
-            update.unroll(self.r[5])
+        update.vectorize(rlane)
+        for variable in (rvector, rrow, *self.unrolled):
+            update.unroll(variable)
         update.reorder(rlane, rvector, rrow, rk, rblock, *loops, group).always_partition([rk])
         if layout.name == "shared":  # a step of a group takes a millisecond
             if given is not None:
@@ -325,7 +331,7 @@ class Recurrence:
             if fill is not None:
                 fill.parallel(units)
             update.parallel(rblock)
-        elif split_units is not None:
+        elif split_units is not None and not layout.tile.turns:
             # The same code, with one task or many. In each step the one task costs 50 to 75 ns; so where that counts,
             # and people mind, steps have code for both, which takes twice as long to compile.
             task, rtask, several = hl.Var("task"), hl.RVar("rtask"), hl.RVar("several")

@@ -126,8 +126,8 @@ def innermost_loops(assembly: str) -> list[list[str]]:
 
 
 LAYOUTS = {
-    ("rnn_tanh", "forward"): ("wide", "rows_10", "rows_6", "single", "narrow", "single_narrow"),
-    ("rnn_tanh", "bptt"): ("wide", "rows_10", "rows_6", "single", "narrow", "single_narrow"),
+    ("rnn_tanh", "forward"): ("wide", "rows_10", "rows_6", "single", "turning", "narrow", "single_narrow"),
+    ("rnn_tanh", "bptt"): ("wide", "rows_10", "rows_6", "single", "turning", "narrow", "single_narrow"),
     ("lstm", "forward"): ("wide", "rows_8", "rows_10", "single", "few"),
     ("lstm", "bptt"): ("wide", "broad", "rows_6", "single"),
     ("gru", "forward"): ("wide", "rows_6", "rows_5", "single", "few"),
