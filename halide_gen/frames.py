@@ -124,18 +124,12 @@ class BackFrame:
         """What the step writes in a phase. The flags: whether the row has got that far, whether this is the initial
         state, whether a step after saw this one's, and with masks whether this step saw the states before it."""
         cell, zero = self.cell, constant(0, seen.now[0])
-        active, initial, came_on, *goes_on = seen.flags
+        active, initial, _, *goes_on = seen.flags
         fixed = dict(zip(cell.constant_leaves, seen.constants, strict=True))
         fixed |= {leaf: seen.now[place] for leaf, place in zip(cell.zone_leaves, self.zones, strict=True)}
         sums = {s.node: seen.now[i] for i, s in enumerate(cell.back_sums)}
 
-        # what reaches each new state: from outside, from the step after past its products, and through its operands
-        after = {cell.state_leaves[k]: seen.now[place] for k, place in self.states.items()}
-        through = compute(cell.from_operands, fixed | after | sums, seen.apart)
-        d_new = [
-            seen.now[place] + hl.select(came_on, seen.before[place] + back, zero)
-            for place, back in zip(self.gradients, through, strict=True)
-        ]
+        d_new = self.reached(seen)
         known = fixed | sums | dict(zip(cell.gradient_leaves, d_new, strict=True))
         known |= {value: seen.now[place] for value, place in self.kept.items()}
         for k, place in self.states.items():
@@ -165,6 +159,18 @@ class BackFrame:
             if place in written:
                 written[place] = hl.select(initial, d_new[k], written[place])
         return written
+
+    def reached(self, seen: Frame) -> list[hl.Expr]:
+        """What reaches each new state: from outside, from the step after past its products, and through its operands."""
+        cell, came_on = self.cell, seen.flags[2]
+        fixed = dict(zip(cell.constant_leaves, seen.constants, strict=True))
+        sums = {s.node: seen.now[i] for i, s in enumerate(cell.back_sums)}
+        after = {cell.state_leaves[k]: seen.now[place] for k, place in self.states.items()}
+        through = compute(cell.from_operands, fixed | after | sums, seen.apart)
+        return [
+            seen.now[place] + hl.select(came_on, seen.before[place] + back, constant(0, back))
+            for place, back in zip(self.gradients, through, strict=True)
+        ]
 
 
 def where(condition: hl.Expr, value: hl.Expr) -> hl.Expr:

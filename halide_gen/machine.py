@@ -213,3 +213,23 @@ def offers(
             condition = condition & (padded(tile) <= padded(later))
         yield f"rows_{tile.rows}", tile, condition
     yield "wide", tiles.wide, rows >= 0
+
+
+# AVX512_BF16, by the sums of a unit. Whole forward pass with I = H, one thread, GFLOP/s of 234 at peak:
+#
+#                    vectors x rows   H=256 N=48   H=1024 N=32
+#     RNN            2 x 8            173          180
+#                    2 x 12           171          168
+#                    4 x 6            177          164
+#                    4 x 4            172          172
+#     LSTM           1 x 4            160          156
+#                    1 x 6            150          141
+BF16_TILES = {1: Tile(2, 8), 4: Tile(1, 4)}
+
+BF16_SHARED_PAIRS = 1 << 19
+"""Pairs that a step multiplies from which on threads share its units: 5 us, for a fork and join of 1."""
+
+
+def bf16_tile(sums: int) -> Tile:
+    """The register tile of products in bfloat16 for so many sums a unit."""
+    return BF16_TILES[min(most for most in BF16_TILES if most >= sums)]

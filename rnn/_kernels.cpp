@@ -27,6 +27,7 @@
 #include <list>
 #include <map>
 #include <mutex>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -193,9 +194,9 @@ void give_back(void *memory) {
     kept += size;
 }
 
-using FloatArray = nb::ndarray<nb::numpy, nb::c_contig>;
+using Array = nb::ndarray<nb::numpy, nb::c_contig>;
 
-FloatArray empty(const std::vector<size_t> &shape, int bits) {
+Array empty(const std::vector<size_t> &shape, int bits) {
     size_t bytes = bits / 8;
     for (size_t extent : shape) {
         bytes *= extent;
@@ -205,7 +206,8 @@ FloatArray empty(const std::vector<size_t> &shape, int bits) {
         throw std::bad_alloc();
     }
     nb::capsule owner(memory, [](void *memory) noexcept { give_back(memory); });
-    return FloatArray(memory, shape.size(), shape.data(), owner, nullptr, bits == 32 ? nb::dtype<float>() : nb::dtype<double>());
+    const auto type = bits == 16 ? nb::dtype<uint16_t>() : bits == 32 ? nb::dtype<float>() : nb::dtype<double>();
+    return Array(memory, shape.size(), shape.data(), owner, nullptr, type);
 }
 
 // ---- instruction sets
@@ -247,6 +249,15 @@ std::string instruction_set() {
     return widest < std::size(instruction_sets) ? instruction_sets[widest].name : "sse41";
 }
 
+// Whether the kernels "*_bf16" may run: all that their target names (CMakeLists.txt), which has no place among the sets
+// above, since Halide's runtime does not know it.
+bool has_bf16() {
+    return widest == 0 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512ifma") &&
+           __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
+           __builtin_cpu_supports("avx512bitalg") && __builtin_cpu_supports("avx512vnni") &&
+           __builtin_cpu_supports("avx512vpopcntdq");
+}
+
 // RNN_INSTRUCTION_SET caps what is used; Halide caches the choice at each pipeline's first call, so it is read once.
 void choose_instruction_set() {
     const char *wanted = std::getenv("RNN_INSTRUCTION_SET");
@@ -274,6 +285,9 @@ constexpr int max_dimensions = 4;
 }
 
 std::string type_name(halide_type_t type) {
+    if (type.code == halide_type_bfloat) {
+        return "bfloat16 (as uint16)";  // NumPy has none
+    }
     const char *kind = type.code == halide_type_float ? "float" : type.code == halide_type_uint ? "uint" : "int";
     return kind + std::to_string(type.bits);
 }
@@ -283,8 +297,18 @@ char type_code(halide_type_t type) {
     if (type.code == halide_type_float) {
         return type.bits == 32 ? 'f' : 'd';
     }
+    if (type.code == halide_type_bfloat) {
+        return 'H';
+    }
     return type.code == halide_type_uint ? 'B' : 'i';
 }
+
+// Whether an output may have the stride 0 along time, so that each step writes over the last one's: an element of a
+// tuple, as steps in bfloat16 put out.
+bool rolls(const std::string &name) { return name.find('.') != std::string::npos; }
+
+// Whether an input is meant to be the memory of an output (halide_gen/bfloat16.py).
+bool is_read_back(const std::string &name) { return name == "fed_back" || name == "states_back"; }
 
 // One array as Halide sees it, with a hold on the exporter's memory.
 class Argument {
@@ -308,13 +332,31 @@ public:
     ~Argument() { PyBuffer_Release(&view); }
 
     size_t bytes() const { return end - begin; }
-    bool overlaps(const Argument &other) const { return begin < other.end && other.begin < end; }
+    bool overlaps(const Argument &other) const { return begin < other.end && other.begin < end && !beside(other); }
 
     std::string name;
     bool output;
     halide_buffer_t buffer{};
 
 private:
+    // Whether the two are columns of one array: all strides are multiples of its row, where each has a place of its own.
+    bool beside(const Argument &other) const {
+        int64_t row = 0;
+        for (const Argument *one : {this, &other}) {
+            for (int i = 1; i < one->buffer.dimensions; i++) {
+                if (one->dimensions[i].extent > 1) {
+                    row = std::gcd(row, int64_t{one->dimensions[i].stride} * one->view.itemsize);
+                }
+            }
+        }
+        if (row == 0) {
+            return false;
+        }
+        const int64_t offset = ((other.begin - begin) % row + row) % row;
+        return offset >= columns() && offset + other.columns() <= row;
+    }
+    int64_t columns() const { return int64_t{dimensions[0].extent} * view.itemsize; }
+
     void fill(const halide_filter_argument_t &expected) {
         const char *format = view.format ? view.format : "B";
         const char *code = std::strchr("@=<", *format) && *format ? format + 1 : format;  // x86-64 is little-endian
@@ -340,7 +382,7 @@ private:
                 fail(PyExc_ValueError, name + ": expected strides of whole elements and not negative, got " +
                                            std::to_string(view.strides[axis]) + " bytes on axis " +
                                            std::to_string(axis));
-            } else if (output && stride < elements) {
+            } else if (output && stride < elements && !(stride == 0 && axis == 0 && rolls(name))) {
                 fail(PyExc_ValueError, name + ": expected an output in C order whose elements do not overlap");
             }
             elements *= extent;
@@ -434,7 +476,7 @@ void run(const Kernel &kernel, nb::args given) {
     }
     for (const auto &output : held) {
         for (const auto &other : held) {
-            if (output->output && other != output && output->overlaps(*other)) {
+            if (output->output && other != output && !is_read_back(other->name) && output->overlaps(*other)) {
                 fail(PyExc_ValueError, output->name + ": expected memory of its own, got memory shared with " + other->name);
             }
         }
@@ -736,6 +778,7 @@ NB_MODULE(_kernels, m) {
     m.def("worth_sharing", [] { return worth_sharing.load(); },
           "Bytes in a call's arrays from which on it uses more than one thread.");
     m.def("set_worth_sharing", [](size_t bytes) { worth_sharing = bytes; }, nb::arg("bytes"));
-    m.def("empty", &empty, nb::arg("shape"), nb::arg("bits"), "A C-ordered array, float32 or float64, not initialised.");
+    m.def("empty", &empty, nb::arg("shape"), nb::arg("bits"), "A C-ordered array, float32, float64 or (of bfloat16) uint16, not initialised.");
+    m.def("has_bf16", &has_bf16, "Whether the kernels in bfloat16 may run: AVX512_BF16, unless RNN_INSTRUCTION_SET forbids.");
     m.def("instruction_set", &instruction_set, "The widest instruction set in use: avx512, avx2 or sse41.");
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from . import _check, backend
+from ._backends import bf16
 from ._backends.base import Array, Backend, Tape, Walk, cut
 from ._backends.segments import Segments
 from ._backends.stepping import Step, stepper
@@ -19,6 +21,7 @@ from .cells import BUILT_IN, CellEquations, own
 __all__ = ["GRU", "LAYERS", "LSTM", "MGU", "RNN", "Gradients", "IndRNN", "Layer", "Run", "cell", "layer_class"]
 
 NONLINEARITIES = ("tanh", "sigmoid", "relu")
+PRECISIONS = ("float32", "bf16")
 State = Array | tuple[Array, ...]
 """One array where the cell has one state, else a tuple, in the cell's order (LSTM: h, c). Each is (N, H), or
 (num_layers * D, N, H) where there are several layers or D = 2 directions: as PyTorch numbers them, layer by layer, in
@@ -102,13 +105,16 @@ class Layer:
         otherwise (Krueger et al., 2017). One number, or one for each state of the cell
     seed           as in numpy.random.default_rng, for the weights
     dtype          "float32" or "float64"
+    precision      "bf16": products of weights, inputs, states and deltas are of bfloat16 numbers, summed in float32, where
+        the backend, the CPU and the cell have kernels for it (see `explain`); "float32", or whatever dtype says: not
 
     Attributes: `weights`, a dict of arrays with PyTorch's names and shapes: weight_ih_l0 (G*H, I), weight_hh_l0
     (G*H, H), bias_ih_l0 and bias_hh_l0 (G*H,) for G gates, `_l1` and so on for further layers, with `_reverse` for the
     other direction; vectors of the cell as NAME_l0 (H,); weight_ho (O, H or 2 H), bias_o (O,). All start uniform in
     [-1/sqrt(H), 1/sqrt(H)). Put new arrays in as you like; names, shapes and dtype are checked at each call.
 
-    Raises TypeError or ValueError naming the argument, OverflowError if a weight had 2^31 elements or more.
+    Raises TypeError or ValueError naming the argument, OverflowError if a weight had 2^31 elements or more. Warns with
+    RuntimeWarning where the CPU lacks what the precision needs; the layer is computed in float32 then.
     """
 
     cell: CellEquations
@@ -135,10 +141,11 @@ class Layer:
         reverse: bool = False,
         seed: int | np.random.Generator | None = None,
         dtype: DTypeLike = "float32",
+        precision: str = "float32",
     ) -> None:
         self._configure(
             input_size, hidden_size, num_layers, bidirectional, output_size, bias, dropout, recurrent_dropout, zoneout,
-            merge, reverse, dtype,
+            merge, reverse, dtype, precision,
         )  # fmt: skip
         bound = 1 / np.sqrt(self.hidden_size) if self.hidden_size else 0.0
         rng = _check.generator("seed", seed)
@@ -163,6 +170,7 @@ class Layer:
         defaults = {
             "num_layers": 1, "bidirectional": False, "output_size": None, "bias": True, "dropout": 0.0,
             "recurrent_dropout": 0.0, "zoneout": 0.0, "merge": "concat", "reverse": False, "dtype": "float32",
+            "precision": "float32",
         }  # fmt: skip
         self._configure(**(defaults | config))
 
@@ -180,6 +188,7 @@ class Layer:
         merge: str,
         reverse: bool,
         dtype: DTypeLike,
+        precision: str,
     ) -> None:
         self.input_size = _check.size("input_size", input_size)
         self.hidden_size = _check.size("hidden_size", hidden_size)
@@ -195,6 +204,12 @@ class Layer:
         if self.reverse and self.bidirectional:
             raise ValueError("reverse: expected False in a bidirectional layer, which runs both ways, got True")
         self.dtype = _dtype(dtype)
+        self.precision = _check.choice("precision", precision, PRECISIONS)
+        if self.precision == "bf16":
+            if self.dtype != np.float32:
+                raise ValueError(f"precision: expected 'float32' with dtype {self.dtype}, got 'bf16'")
+            if (lacking := bf16.lacking()) is not None:
+                warnings.warn(f"precision: bf16 was asked for, float32 is used: {lacking}", RuntimeWarning, 4)
         self._directions = (False, True) if self.bidirectional else (self.reverse,)
         self._features = self.hidden_size * (2 if self.bidirectional and self.merge == "concat" else 1)
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -262,7 +277,7 @@ class Layer:
         naming the argument, and `backend.BackendUnavailable`.
         """
         x, initial, weights, walk = self._checked(x, state, lengths, reset)
-        chosen = backend.current()
+        chosen = self._backend()
         if remat is not False:
             chosen = Segments(chosen, _check.segment(remat))
         if self._one is not None and rng is None and not any(self.zoneout):
@@ -283,8 +298,13 @@ class Layer:
         def take(done: _Pass) -> None:
             last.append([np.array(state) for state in done.tape.last(done.walk)])
 
-        output, _ = self._stack(backend.current(), x, initial, weights, walk, None, take, keep=False)
+        output, _ = self._stack(self._backend(), x, initial, weights, walk, None, take, keep=False)
         return output, self._joined(last)
+
+    def _backend(self) -> Backend:
+        """The one in use, in the layer's precision."""
+        chosen = backend.current()
+        return bf16.Bfloat16(chosen) if self.precision == "bf16" else chosen
 
     def _checked(
         self, x: Array, state: State | None, lengths: Any, reset: Any
@@ -536,6 +556,7 @@ class Layer:
             "merge": self.merge,
             "reverse": self.reverse,
             "dtype": str(self.dtype),
+            "precision": self.precision,
         }
 
     def __repr__(self) -> str:

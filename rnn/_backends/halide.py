@@ -91,15 +91,17 @@ class HalideBackend:
                 *_masks_within(masks, start, stop),
                 made,
             )
-        after = frames[0, :-1] if walk.reverse else frames[0, 1:]
+        return Tape(tuple(frames[k] for k in range(cell.states)), frames, self.read_out(frames[0], weights, walk))
+
+    def read_out(self, states: Array, weights: Mapping[str, Array], walk: Walk) -> Array:
+        """A tape's output from the first state's (T + 1, N, H)."""
+        after = states[:-1] if walk.reverse else states[1:]
         if walk.reverse and walk.lengths is not None:  # the initial states are in there, at the rows' ends
             after = cut(after, walk.lengths)
-        output = after
-        if "weight_ho" in weights:
-            output = self.linear(after, weights["weight_ho"], weights.get("bias_o"))
-            if walk.lengths is not None:
-                output = cut(output, walk.lengths)
-        return Tape(tuple(frames[k] for k in range(cell.states)), frames, output)
+        if "weight_ho" not in weights:
+            return after
+        output = self.linear(after, weights["weight_ho"], weights.get("bias_o"))
+        return output if walk.lengths is None else cut(output, walk.lengths)
 
     def bptt(
         self,
