@@ -5,18 +5,20 @@ bfloat16 numbers, at twice the rate of float32's multiply-adds. Halide emits it 
 numbers that lie side by side in both operands. The update of recurrence.py, which either adds a product or applies the
 cell, has no such form.
 
-So what is fed back goes through the caller's memory: the pipeline gets one array twice, as the output `fed` that a step
-writes its bfloat16 results to, and as an input `fed_back` that the next step's products read. Then a step is a loop nest
-like any other: a tile of sums, then the cell's equations on it.
+So what is fed back goes through the caller's memory: the pipeline gets one array twice, as an output that a step writes
+its bfloat16 results to, and as an input `fed_back` that the next step's products read. Then a step is a loop nest like
+any other: a tile of sums, then the cell's equations on it. So do the states, `states_back`.
 
 Halide knows nothing of the two arrays being one. It keeps the order of loops that it was given, and moves no load out
 of them; LLVM is told that they don't overlap, and might move a load of one step before the stores of the step before.
-It can't: what a step does is the body of a parallel loop, which is a function of its own, called by the thread pool
-through a pointer. All its loads come after the call and all the last step's stores before, even with a single task
-(`par_for` in _kernels.cpp), and the pool's locks do the same for several threads. So the loop over tasks has to be
-parallel, and the one right inside the loop over time.
+It can't: what a step does is the body of a parallel loop, which is a function of its own, called through a pointer by
+`par_for` in _kernels.cpp. All its loads come after the call and all the last step's stores before, with a single task
+too, and the pool's locks see to the order between threads. So the loop over tasks has to be parallel, and the one right
+inside the loop over time. Within a step nobody reads what another unit or row writes; and where a step writes over what
+it has read (BPTT's gradients of states, of which one step alone is kept), the new value is made from the old one.
 
-No sum is split, and tasks share blocks of units: the bits are the same for any number of threads and of rows.
+No sum of a step is split, and tasks share blocks of units: the bits are the same for any number of threads and of rows.
+The instruction takes subnormal numbers for zero.
 """
 
 from __future__ import annotations
@@ -204,9 +206,10 @@ def steps(
     # ---- algorithm
     out[j, n, slot] = tuple(hl.undef(t) for t in out.types())
     out[j, n, place(hl.Expr(0))] = tuple(first(j, n))
-    # What a step reads is first copied for a whole tile: so many loads wait for memory at the same time. (LSTM, 256 wide,
-    # 48 rows, BPTT: TODO GFLOP/s.) Then all that a row's equations see is brought together in registers. Read in each of
-    # the values' equations, LLVM took equal loads for different ones, and computed activations once for each value.
+    # What a step reads is first copied for a whole tile: so many loads wait for memory at the same time (LSTM, H=256
+    # N=48, BPTT: 125 instead of 106 GFLOP/s). Then all that a row's equations see is brought together in registers.
+    # Read in each value's equations, LLVM took equal loads for different ones, and computed activations once for each
+    # value (GRU, the same sizes, forward: 159 instead of 130 GFLOP/s).
     unit = block * units + lane
     whole = width % units == 0
     unit = hl.select(whole, hl.unsafe_promise_clamped(unit, 0, width - 1), inside(unit, width))

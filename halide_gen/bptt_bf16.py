@@ -43,7 +43,7 @@ class BPTTBF16:
         self.add_input("fed_back", hl.InputBuffer(BF16, 3))  # (T + 2, N, B H): the memory of the last B of D outputs
         self.add_input("states_back", hl.InputBuffer(FLOAT32, 4))  # (S, T + 2, N, H): that of the last S outputs
         # D times (T + 2, N, H) bfloat16: the deltas of the step at time t in place t + 1, for the rows of W_ih, and for
-        # those of W_hh if they differ; then S times (T + 2, N, H) float32, what reaches a state, at last the initial one
+        # those of W_hh if they differ; then S times (T + 2, N, H) float32, what reaches a state, at the end the initial
         self.add_output("deltas", hl.OutputBuffer([BF16] * len(cell.deltas) + [FLOAT32] * len(cell.new), 3))
 
     def generate(self: Any) -> None:
@@ -59,7 +59,7 @@ class BPTTBF16:
             """Of a step in the outputs, which have one place more than there are slots."""
             return hl.select(g.reverse != 0, s, T + 1 - s)
 
-        # Whole rows alone run in reverse, so that times are the same for all rows; Halide has to see it to prefetch them.
+        # Whole rows alone run in reverse, so that times are the same for all rows.
         def on_tape(q: hl.Expr) -> hl.Expr:
             return hl.select(g.reverse != 0, T - q, q)
 

@@ -161,7 +161,7 @@ class BackFrame:
         return written
 
     def reached(self, seen: Frame) -> list[hl.Expr]:
-        """What reaches each new state: from outside, from the step after past its products, and through its operands."""
+        """What reaches each new state: from outside, from the step after past its products, and through operands."""
         cell, came_on = self.cell, seen.flags[2]
         fixed = dict(zip(cell.constant_leaves, seen.constants, strict=True))
         sums = {s.node: seen.now[i] for i, s in enumerate(cell.back_sums)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from . import _check, _generators, backend
+from ._backends import bf16
 from ._backends.base import Walk
 from ._backends.halide import HalideBackend, _pieces, _plan
 from ._backends.stepping import MOST_ROWS, reason_against
@@ -41,14 +42,22 @@ def explain(layer: Layer, shape: tuple[int, int], *, masks: bool | None = None) 
         f"layer     {cell}, H={H}, {layer.num_layers} layer{'s' * (layer.num_layers > 1)}, {directions}, {layer.dtype}",
         f"backend   {chosen.name}" + (f", schedule {chosen.schedule}" if chosen.schedule else ""),
     ]
+    if masks is None:
+        masks = bool(layer.recurrent_dropout or any(layer.zoneout))
+    rounds = layer.precision == "bf16"
+    if rounds:
+        reason = bf16.reason_against(chosen, cell, H, masks)
+        rounds = reason is None
+        chosen_precision = "bf16 in products; rows of different lengths in reverse: float32"
+        lines.append(f"precision {chosen_precision if rounds else f'float32, not bf16: {reason}'}")
     if not isinstance(chosen, HalideBackend):
         return Explanation((*lines, "kernel    none: this backend is not compiled from the cell's equations"))
     if 0 in (T, N, H):
         return Explanation((*lines, "kernel    none: there is nothing to compute"))
     from ._kernels import worth_sharing
 
-    if masks is None:
-        masks = bool(layer.recurrent_dropout or any(layer.zoneout))
+    if rounds:
+        return Explanation((*lines, *_rounded(layer, T, N, chosen, worth_sharing())))
     instructions, why = _instructions(layer)
     lines.append(f"code      {instructions}, {why}")
     plan = _plan(cell, masks)
@@ -79,6 +88,36 @@ def _instructions(layer: Layer) -> tuple[str, str]:
     return widest, "the widest that this CPU has (or RNN_INSTRUCTION_SET allows)"
 
 
+def _rounded(layer: Layer, T: int, N: int, chosen: HalideBackend, least: int) -> list[str]:
+    """The lines about kernels in bfloat16."""
+    table, d, threads = _generators.module("machine"), layer.cell.plain, get_num_threads()
+    H, I = layer.hidden_size, layer.input_size
+    recurrent = len(d.hidden) * H * H
+    lines = ["code      avx512_bf16, which has one instruction for two multiply-adds of bfloat16 numbers"]
+    for direction, sums, weights in (
+        ("forward", len(d.sums), len(d.inputs) * H * I + recurrent),
+        ("bptt", 1, recurrent),
+    ):
+        tile = table.bf16_tile(sums)
+        count = table.blocks(N, tile.rows)
+        lines.append(f"{direction:9} {direction}_{layer.cell}_bf16, built in")
+        lines.append(
+            f"          tile: {16 * tile.vectors} units x {tile.rows} rows x {sums} sum{'s' * (sums > 1)} in registers "
+            f"({count} block{'s' * (count > 1)} of {tile.rows} rows for N={N})"
+        )
+        size = 4 * weights + (T + 1) * N * H * (4 * len(d.new) + 2 * len(d.kept))  # there is more, but less than that
+        if threads == 1:
+            shared = "1 thread"
+        elif N * weights // 2 < table.BF16_SHARED_PAIRS or size < least:
+            shared = f"1 of {threads} threads: a step too short to share"
+        else:
+            shared = f"{threads} threads share the units of each step"
+        lines.append(f"          {shared}")
+    lines.append(f"step      {_step(layer, chosen)}")
+    lines.append("products  round_bf16 and gradients_bf16; readout: linear and gradients, in float32")
+    return lines
+
+
 def _step(layer: Layer, chosen: HalideBackend) -> str:
     """What `layer.step` goes through."""
     if layer.bidirectional or layer.reverse:
@@ -86,7 +125,8 @@ def _step(layer: Layer, chosen: HalideBackend) -> str:
     reason = "zoneout has none" if any(layer.zoneout) else reason_against(chosen, layer.hidden_size, layer.dtype)
     if reason is not None:
         return f"the forward pass of one step: {reason}"
-    return f"{chosen.origin('step', layer.cell, str(layer.dtype), False)}, for up to {MOST_ROWS} rows; then forward"
+    rows = f"{MOST_ROWS} rows" + ", in float32" * (layer.precision == "bf16")
+    return f"{chosen.origin('step', layer.cell, str(layer.dtype), False)}, for up to {rows}; then forward"
 
 
 def _bytes(layer: Layer, direction: str, T: int, N: int, masks: bool) -> int:

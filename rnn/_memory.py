@@ -21,9 +21,9 @@ SMALLEST = 1 << 15
 
 
 def empty(shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
-    """As np.empty, for float32, float64 and uint16. When nobody holds the array any more, its memory waits for the next one
-    (at most 512 MiB do): memory that is new costs a page fault each 4 KiB, 10 of the 40 ms that a training step of 512
-    steps, 512 lanes and 16 units takes."""
+    """As np.empty, for float32, float64 and uint16. When nobody holds the array any more, its memory waits for the next
+    one (at most 512 MiB do): memory that is new costs a page fault each 4 KiB, 10 of the 40 ms that a training step of
+    512 steps, 512 lanes and 16 units takes."""
     if math.prod(shape) < SMALLEST or _kernels is None:
         return np.empty(shape, dtype)
     array: NDArray[Any] = _kernels.empty(shape, 8 * np.dtype(dtype).itemsize)

@@ -30,7 +30,7 @@ from .baselines import theano_environment
 from .baselines.remote import RemoteError
 from .cells import BUILT_IN, CellError
 from .checkpoint import Checkpoint, CheckpointError, load
-from .layers import Layer
+from .layers import PRECISIONS, Layer
 from .tasks import frames, sobel
 from .tasks import text as writing
 from .tasks.data import LONGEST_SIDE, MOST_FRAMES, check_file, require
@@ -130,6 +130,13 @@ training = options(
         help="Where the model and pictures go; results/TASK-MODE or the like if left out.",
     ),
     click.option("--remat", is_flag=True, help="Less memory for long sequences: compute parts of them twice."),
+    click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default="float32",
+        show_default=True,
+        help="bf16: bfloat16 products, about twice as fast for 256 hidden units and more.",
+    ),
     click.option("--resume", is_flag=True, help="Go on with the training that DIR holds, under the same options."),
     running,
 )
@@ -267,6 +274,7 @@ def run_training(
     lr: float | None,
     out: Path | None,
     remat: bool,
+    precision: str,
     resume: bool,
     quiet: bool,
     as_json: bool,
@@ -282,7 +290,7 @@ def run_training(
     task = make(rng)
     how = tasks.recipe(mode, task.size, cell)
     how = how._replace(epochs=epochs or how.epochs, hidden=hidden or how.hidden, lr=lr or how.lr)
-    layer = tasks.make_layer(task, how.hidden, seed, cell)
+    layer = tasks.make_layer(task, how.hidden, seed, cell, precision)
     named = f"{task.name} {mode}" + (f", {cell}" if cell != "rnn" else "")
 
     out = out or Path("results", f"{task.name}-{mode}" + (f"-{cell}" if cell != "rnn" else ""))
@@ -420,6 +428,7 @@ def train_text(
     lr: float | None,
     out: Path | None,
     remat: bool,
+    precision: str,
     resume: bool,
     quiet: bool,
     as_json: bool,
@@ -450,7 +459,7 @@ def train_text(
         epochs=epochs or how.epochs,
         lr=lr or how.lr,
     )
-    layer = writing.make_layer(text, how, seed)
+    layer = writing.make_layer(text, how, seed, precision)
 
     out = out or Path("results", "text" + (f"-{cell}" if cell != "lstm" else ""))
     model = model_in(out, resume, say)

@@ -75,6 +75,7 @@ def test_config_makes_the_same_layer_again() -> None:
         "merge": "concat",
         "reverse": False,
         "dtype": "float64",
+        "precision": "float32",
         "nonlinearity": "relu",
     }
     assert repr(layer).startswith("RNN(input_size=3, hidden_size=4, num_layers=1, bidirectional=False, output_size=2, ")

@@ -73,7 +73,7 @@ class Bfloat16:
         masked = any(option is not None for option in (walk.reset, walk.recurrent_mask, walk.zoneout))
         if (
             reason_against(self._below, cell, H, masked) is not None
-            or 0 in (T, N, I, H)
+            or 0 in (T, N, H)
             or (walk.reverse and walk.lengths is not None)
         ):
             return self._below.forward(cell, x, initial, weights, walk, keep)

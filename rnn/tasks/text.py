@@ -230,14 +230,15 @@ def recipe(text: Text, cell: str = "lstm", *, lanes: int | None = None, steps: i
     )
 
 
-def make_layer(text: Text, how: TextRecipe, seed: int) -> Layer:
+def make_layer(text: Text, how: TextRecipe, seed: int, precision: str = "float32") -> Layer:
     """Stacked layers from one-hot symbols to unnormalised scores of the next one.
 
     A one-hot input reaches a gate through one weight alone, so those of the first layer start uniform in [-2, 2), wider
     than suits a sum over many inputs: that leaves out a long start without progress.
     """
     size = len(text.alphabet)
-    layer = layer_of(how.cell, size, how.hidden, how.layers, output_size=size, dropout=how.dropout, seed=seed)
+    options: dict[str, Any] = {"dropout": how.dropout, "seed": seed, "precision": precision}
+    layer = layer_of(how.cell, size, how.hidden, how.layers, output_size=size, **options)
     layer.weights["weight_ih_l0"] *= np.float32(2 * math.sqrt(how.hidden))
     return layer
 

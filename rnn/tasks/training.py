@@ -110,12 +110,12 @@ def _check_mode(task: str, mode: str) -> None:
         raise ValueError(f"mode: expected {' or '.join(MODES[task])} for the task {task}, got {mode!r}")
 
 
-def make_layer(task: Task, hidden: int, seed: int, cell: str = "rnn") -> Layer:
+def make_layer(task: Task, hidden: int, seed: int, cell: str = "rnn", precision: str = "float32") -> Layer:
     """A layer with a readout that starts at 0, as do the biases: the first answer is "nothing changes".
 
-    cell: one of `CELLS`, by default plain tanh units. Raises ValueError.
+    cell: one of `CELLS`, by default plain tanh units; precision: as of layers. Raises ValueError.
     """
-    layer = layer_of(cell, task.width, hidden, output_size=task.width, seed=seed)
+    layer = layer_of(cell, task.width, hidden, output_size=task.width, seed=seed, precision=precision)
     for name, weight in layer.weights.items():
         if name == "weight_ho" or name.startswith("bias"):
             layer.weights[name] = np.zeros_like(weight)
