@@ -180,9 +180,6 @@ class PairTile:
             update.vectorize(inner).vectorize(two).unroll(lane).unroll(gate).unroll(row)
 
 
-Slot = Callable[[hl.Expr], hl.Expr]
-
-
 def steps(
     out: hl.Func,
     tile: PairTile,
@@ -194,11 +191,11 @@ def steps(
     reads: Callable[[hl.Expr, hl.Expr, hl.Expr], Sequence[hl.Expr]],
     step: Callable[[Sequence[hl.Expr], Sequence[hl.Expr], hl.Expr, hl.Expr], Sequence[hl.Expr]],
     number: hl.Expr,
-    place: Slot,
+    place: Callable[[hl.Expr], hl.Expr],
 ) -> None:
     """out[unit, row, place(0)] = first(unit, row), then for s from 1 to `number` out[unit, row, place(s)] =
     step(sums, read, row, s), from the tile's sums of step s and the numbers reads(unit, row, s). `work`: pairs that a
-    step multiplies."""
+    step multiplies, in floating point, since they may be more than 2^31."""
     j, n, slot = hl.Var("j"), hl.Var("n"), hl.Var("slot")
     lane, block = hl.Var("lane"), hl.Var("block")
     units = tile.layout.units

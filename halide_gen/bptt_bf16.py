@@ -108,7 +108,8 @@ class BPTTBF16:
             carried = [hl.select(q == 0, at_first, on) for at_first, on in zip(reached, past, strict=True)]
             return [rounded(written[frame.deltas[delta]]) for delta in cell.deltas] + carried
 
-        steps(g.deltas, tile, H, N, N * H * B * H // 2, g.threads, first, reads, step, T + 1, place)
+        work = hl.cast(FLOAT32, N) * H * (B * H) / 2
+        steps(g.deltas, tile, H, N, work, g.threads, first, reads, step, T + 1, place)
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ class ForwardBF16:
             made = s <= walk.length(n)
             return stored([hl.select(made, written.get(at, now[at]), hl.f32(0)) for at in frame.columns])
 
-        work = N * H * (len(cell.inputs) * I + len(cell.hidden) * H) // 2
+        work = hl.cast(FLOAT32, N) * H * (len(cell.inputs) * I + len(cell.hidden) * H) / 2
         steps(g.tape, tile, H, N, work, g.threads, first, reads, step, T, place)
 
 

@@ -44,12 +44,12 @@ def explain(layer: Layer, shape: tuple[int, int], *, masks: bool | None = None) 
     ]
     if masks is None:
         masks = bool(layer.recurrent_dropout or any(layer.zoneout))
-    rounds = layer.precision == "bf16"
-    if rounds:
+    rounds = False
+    if layer.precision == "bf16":
         reason = bf16.reason_against(chosen, cell, H, masks)
         rounds = reason is None
-        chosen_precision = "bf16 in products; rows of different lengths in reverse: float32"
-        lines.append(f"precision {chosen_precision if rounds else f'float32, not bf16: {reason}'}")
+        bfloat16 = "bf16 in products; rows of different lengths in reverse: float32"
+        lines.append("precision " + (bfloat16 if rounds else f"float32, not bf16: {reason}"))
     if not isinstance(chosen, HalideBackend):
         return Explanation((*lines, "kernel    none: this backend is not compiled from the cell's equations"))
     if 0 in (T, N, H):

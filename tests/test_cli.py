@@ -13,6 +13,8 @@ import pytest
 from command import COMMAND, last_json, run
 from test_tasks import CAMERA, VIDEO, cut, remux
 
+import rnn
+
 KEYS = {
     *("task", "mode", "backend", "schedule", "threads", "epochs", "epoch_seconds"),
     *("train_loss", "test_relative_rmse", "out"),
@@ -41,6 +43,12 @@ def test_train_sobel_on_a_real_picture_writes_the_model_its_curve_and_pictures(t
     assert 0 < answer["test_relative_rmse"] < 10
     assert {path.name for path in (tmp_path / "here").iterdir()} == {"model.safetensors", "loss.png", "learned.png"}
     assert "rnn: epoch 3/3: relative RMSE" in done.stderr
+
+
+@pytest.mark.filterwarnings("ignore:precision")  # where the CPU lacks it
+def test_a_precision_goes_into_the_model(tmp_path: Path) -> None:
+    run("train", "sobel", "--images", CAMERA, "--epochs", "1", "--precision", "bf16", "--out", "here", cwd=tmp_path)
+    assert rnn.load(tmp_path / "here" / "model.safetensors").layer.precision == "bf16"
 
 
 def test_train_frames_on_a_real_video_then_predict(tmp_path: Path) -> None:
