@@ -44,6 +44,35 @@ ways' indices for different ones, and stored each sum in each iteration: so for 
     vectors x rows    H=32 N=1   H=64 N=1   H=1024 N=1
     2 x 1             29         53         40
     4 x 1             21         65         37
+
+AVX2 has as high a peak there (118 with vectors of 8), and half the registers. Layers of I = H, one thread, GFLOP/s:
+
+    tile, "of s": sums at a time    pass            H and N                   instead of
+    1 x 6 of 2                      LSTM forward    256 48: 92; 512 48: 85    1 x 3: 45, 44; 2 x 6 of 1: 90, 84
+    1 x 4 of 2                      LSTM forward    256 4: 76; 256 8: 78      1 x 6 of 2: 57, 57 (16 rows: 80, 78)
+    1 x 4, 2 sums in all            GRU before      256 48: 77; 512 32: 73    1 x 6: 70, 61 (its 18 projections spill)
+    2 x 6                           RNN forward     256 48: 93; 512 48: 98    3 x 4: 59, 61 (spills); 1 x 12: 75, 79
+    2 x 4                           RNN forward     256 8: 86; 512 32: 90     2 x 6: 62, 86
+    2 x 4                           BPTT, 512 32    RNN 77, LSTM 70, GRU 73   2 x 6: 73, 65, 70
+    2 x 5                           RNN forward     256 10: 87                2 x 6: 76
+    4 x 1, 2 steps                  RNN forward     128 1: 65; 512 1: 54      3 steps: 48, 42 (spill); 8 x 1: 63, 44
+    1 x 1, 2 steps                  LSTM forward    128 1: 57; 512 1: 45      3 steps: 44, 35 (spill)
+    1 x 1, 4 steps                  GRU forward     128 1: 55; 512 1: 47      2 x 1, 2 steps: 46, 38
+    shared                          RNN forward     2048 32: 72               66
+    shared                          LSTM 1024 32    forward 69, BPTT 54       65, 36 (GRU forward: 92, and 92 without)
+
+SSE4.1 has no multiply-add: mulps and addps together reach 59 there. 8 products of 2 x 4 take 32 instructions: 5 are
+copies, since mulps overwrites an operand, and 4 broadcasts take two each, of which the shuffle runs where mulps and
+addps do. That loop alone, from L1, reaches 39 (66%); unrolled by 4, 39; as 4 x 2, 39; as 3 x 3, 41; as 4 x 2 with a
+broadcast that is but a load, 47. Weights that mulps takes from memory would give 45 (4 x 2) to 50 (12 x 1, whose 192
+bytes a k L2 does not deliver: RNN forward 29), but LLVM loads them first where two rows share them, and spills with
+more vectors. So, with all that belongs to a pass:
+
+    tile         pass            H and N                 instead of
+    1 x 2        LSTM forward    256 48: 33; 512 32: 30  1 x 3: 19, 19; 2 x 2 of 2: 32, 30; 1 x 4 of 2: 29, 28
+    1 x 3        GRU forward     256 48: 33; 512 32: 31  1 x 4: 26, 24; 1 x 2: 31, 30
+    2 x 4        RNN forward     256 48: 32; 512 48: 30  4 x 2: 35, 32, but GRU's BPTT 22 for 27; 3 x 3: 29, 29
+    4 x 1        RNN forward     64 1: 27; 256 1: 31     2 x 4: 7, 8
 """
 
 from __future__ import annotations
@@ -108,20 +137,20 @@ MACHINES = {
         6: Machine(Tile(1, 4), Tile(1, 1, 4)),
         8: Machine(Tile(1, 3), Tile(1, 1, 3)),
     },
-    # 16 registers: 2 x 6 sums, 2 of the weights and 2 broadcasts fill them
+    # 16 registers: 12 sums, 2 of the weights and a broadcast; a fourth of the weights, and LLVM spills sums
     "avx2": {
-        1: Machine(Tile(2, 6), Tile(4, 1, 3)),
-        2: Machine(Tile(1, 6), Tile(2, 1, 3)),
-        3: Machine(Tile(1, 4), Tile(2, 1, 2)),
-        4: Machine(Tile(1, 3), Tile(1, 1, 3)),
+        1: Machine(Tile(2, 6), Tile(4, 1, 2), others=(Tile(2, 5), Tile(2, 4)), shared=Tile(2, 6)),
+        2: Machine(Tile(1, 4), Tile(2, 1, 3)),
+        3: Machine(Tile(1, 4), Tile(1, 1, 4)),
+        4: Machine(Tile(1, 6, sums=2), Tile(1, 1, 2), others=(Tile(1, 4, sums=2),), shared=Tile(1, 6, sums=2)),
         8: Machine(Tile(1, 1)),
     },
-    # 16 registers, and no multiply-add: every product needs one of its own
+    # 16 registers, and no multiply-add: every product needs one of its own, so 8 or 9 sums. 66% of the peak: see above
     "sse41": {
-        1: Machine(Tile(2, 4)),
-        2: Machine(Tile(1, 6)),
-        3: Machine(Tile(1, 4)),
-        4: Machine(Tile(1, 3)),
+        1: Machine(Tile(2, 4), Tile(4, 1, 2)),
+        2: Machine(Tile(1, 3)),
+        3: Machine(Tile(1, 3)),
+        4: Machine(Tile(1, 2)),
         8: Machine(Tile(1, 1)),
     },
 }
