@@ -53,10 +53,10 @@ Symbol = Any  # a node of the graph
 Compiled = Callable[..., list[Any]]
 
 # tanh and exp of whole vectors from libmvec, sums in any order; NaN and infinity stay what they are. -ffast-math would
-# also set flush-to-zero for the whole process.
+# also set flush-to-zero for the whole process. RNN_MARCH: where a benchmark is held to another CPU's instructions.
 COMPILER_FLAGS = (
-    "-O3 -march=native -fno-math-errno -fno-trapping-math -fno-signed-zeros -fassociative-math -freciprocal-math "
-    "-D__FAST_MATH__"
+    f"-O3 -march={os.environ.get('RNN_MARCH', 'native')} -fno-math-errno -fno-trapping-math -fno-signed-zeros "
+    "-fassociative-math -freciprocal-math -D__FAST_MATH__"
 )
 BLAS_FUNCTIONS = tuple(kind + name for kind in "sd" for name in ("gemm", "gemv", "dot", "ger"))
 BLAS_OPS = {"Gemm", "CGemv", "CGer", "Dot22", "Dot22Scalar", "BatchedDot"}

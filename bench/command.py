@@ -12,7 +12,7 @@ from typing import Any
 from rnn import _threads
 from rnn.baselines import theano_environment
 
-from . import compare, machine, plots, report, results, table
+from . import compare, instruction_sets, machine, plots, report, results, table
 from .implementations import PEERS, RIVALS
 from .measures import MEASURES
 from .runner import Session, WorkerFailed
@@ -35,10 +35,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder for all files (default: results)")
     parser.add_argument("--quick", action="store_true", help="a third of the problems, short training")
     parser.add_argument("--peers", action="store_true", help="PyTorch, JAX and PyTensor too (installs them)")
+    isa = "hold ours and all others to this instruction set"
+    parser.add_argument("--isa", choices=instruction_sets.VARIABLES, default="", help=isa)
     parser.add_argument("--json", action="store_true", help="print a line of JSON a figure, and no tables")
     chosen = parser.parse_args(arguments)
     try:
-        failures = run(chosen.name, chosen.out, quick=chosen.quick, peers=chosen.peers, as_json=chosen.json)
+        instruction_sets.check(chosen.isa)
+        how = {"quick": chosen.quick, "peers": chosen.peers, "as_json": chosen.json, "isa": chosen.isa}
+        failures = run(chosen.name, chosen.out, **how)
     except KeyboardInterrupt:
         say("stopped; what was finished is written")
         return 130
@@ -61,7 +65,7 @@ def main_compare(arguments: Sequence[str]) -> int:
     return 0
 
 
-def run(names: Sequence[str], out: Path, *, quick: bool, peers: bool, as_json: bool) -> list[str]:
+def run(names: Sequence[str], out: Path, *, quick: bool, peers: bool, as_json: bool, isa: str) -> list[str]:
     """Measure, draw and print what is named, all of it if nothing is; the failures."""
     start = time.monotonic()
 
@@ -78,7 +82,7 @@ def run(names: Sequence[str], out: Path, *, quick: bool, peers: bool, as_json: b
     processors = machine.processors(_threads.default_threads())
     step("measuring what the machine can do")
     counts = sorted({1, len(processors)})
-    limits = {count: machine.limits(processors[-count:]) for count in counts}
+    limits = {count: machine.limits(processors[-count:], isa) for count in counts}
     session = Session(
         out,
         processors,
@@ -87,9 +91,10 @@ def run(names: Sequence[str], out: Path, *, quick: bool, peers: bool, as_json: b
         quick,
         limits,
         step,
-        machine.card(limits),
+        machine.card(limits, isa),
         absent=absent,
         whole_grid=bool(names) and not quick,
+        isa=isa,
     )
     sections = []
     for name in (name for name in MEASURES if name in (names or MEASURES)):

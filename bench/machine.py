@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from rnn._compiler import TARGETS
+
 ROOT = Path(__file__).resolve().parent.parent
 PEAK = ROOT / "bench" / "peak.py"
 
@@ -29,21 +31,23 @@ def processors(most: int) -> list[int]:
     return sorted(os.sched_getaffinity(0))[-most:]
 
 
-def limits(processors: Sequence[int]) -> Limits:
-    """Measure them on these processors, one thread on each."""
-    command = [sys.executable, str(PEAK), ",".join(map(str, processors))]
+def limits(processors: Sequence[int], isa: str = "") -> Limits:
+    """Measure them on these processors, one thread on each; `isa`: with this instruction set."""
+    command = [sys.executable, str(PEAK), ",".join(map(str, processors)), *([TARGETS[isa]] if isa else [])]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"{PEAK.name}: {done.stderr.strip().splitlines()[-1]}")
     return Limits(**json.loads(done.stdout))
 
 
-def card(measured: Mapping[int, Limits]) -> dict[str, str]:
-    """Name -> value, in the order to be shown."""
+def card(measured: Mapping[int, Limits], isa: str = "") -> dict[str, str]:
+    """Name -> value, in the order to be shown; `isa`: the instruction set that all are held to."""
     try:
         from rnn import _kernels
 
         instructions = _kernels.instruction_set()
+        if isa:
+            instructions = f"{isa} (all are held to it; the CPU has {instructions})"
     except ImportError as reason:
         instructions = f"no kernels: {reason}"
     peaks = (f"{m.gflops:.0f} GFLOP/s, {m.gbytes:.1f} GB/s (threads: {n})" for n, m in measured.items())

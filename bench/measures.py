@@ -94,7 +94,7 @@ def threads(session: Session) -> None:
             for step in steps:
                 session.measure("threads", [crew], step, ["train"])
     with contextlib.ExitStack() as stack:
-        alone = [stack.enter_context(Worker(OURS, [processor])) for processor in session.processors]
+        alone = [stack.enter_context(session.worker(OURS, [processor])) for processor in session.processors]
         pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(most))
 
         def together(runs: int) -> float:
@@ -138,7 +138,7 @@ def first_step(session: Session) -> None:
                 environment = {FLAGS[name]: f"base_compiledir={folder}"} if cache == "empty" else {}
                 for _ in range(1 if cache == "empty" else 3):
                     try:
-                        with Worker(name, session.processors, **environment) as worker:
+                        with session.worker(name, session.processors, **environment) as worker:
                             worker.create(step)
                             seconds.append(float(worker.ask("train", rate=RATE)["since_start"]))
                     except Absent as reason:

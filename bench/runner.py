@@ -16,7 +16,7 @@ from rnn.baselines.network import Objective
 from rnn.baselines.remote import Remote, RemoteError
 from rnn.baselines.theano_environment import NoTheano
 
-from . import timer
+from . import instruction_sets, timer
 from .cases import Array, Step
 from .check import Expected, check, expected
 from .implementations import IMPLEMENTATIONS, RIVALS, command
@@ -110,6 +110,8 @@ class Session:
     """Implementation -> why it wasn't measured. To be said wherever its figures would be."""
     failures: list[str] = field(default_factory=list)
     """Rivals that were wrong on a problem, and so weren't timed there."""
+    isa: str = ""
+    """The instruction set that all are held to, if any."""
 
     @property
     def counts(self) -> list[int]:
@@ -124,6 +126,12 @@ class Session:
         """So many of the processors: the last ones, since most of the system's own work lands on the first."""
         return self.processors[-threads:]
 
+    def worker(self, name: str, processors: Sequence[int], **environment: str) -> Worker:
+        """An implementation's process, held to the instruction set. Raises Absent."""
+        if reason := instruction_sets.BEYOND.get(self.isa, {}).get(name):
+            raise Absent(reason)
+        return Worker(name, processors, **instruction_sets.variables(self.isa), **environment)
+
     @contextlib.contextmanager
     def crew(self, names: Sequence[str], processors: Sequence[int]) -> Iterator[dict[str, Worker]]:
         """A process on these processors for each implementation that can run here; the others go to `absent`."""
@@ -131,7 +139,7 @@ class Session:
             started = {}
             for name in names:
                 try:
-                    started[name] = worker = stack.enter_context(Worker(name, processors))
+                    started[name] = worker = stack.enter_context(self.worker(name, processors))
                 except Absent as reason:
                     self.absent[name] = str(reason)
                 else:

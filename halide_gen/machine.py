@@ -139,6 +139,7 @@ MACHINES = {
     },
     # 16 registers: 12 sums, 2 of the weights and a broadcast; a fourth of the weights, and LLVM spills sums
     "avx2": {
+        0: Machine(Tile(2, 6), Tile(4, 1, 2), others=(Tile(2, 4),), shared=Tile(2, 6)),
         1: Machine(Tile(2, 6), Tile(4, 1, 2), others=(Tile(2, 5), Tile(2, 4)), shared=Tile(2, 6)),
         2: Machine(Tile(1, 4), Tile(2, 1, 3)),
         3: Machine(Tile(1, 4), Tile(1, 1, 4)),

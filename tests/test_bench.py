@@ -6,6 +6,7 @@ import csv
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,7 @@ from bench import (  # noqa: E402
     command,
     compare,
     implementations,
+    instruction_sets,
     machine,
     measures,
     plots,
@@ -114,7 +116,7 @@ def test_what_was_measured_before_a_stop_is_written(
 
     monkeypatch.setitem(measures.MEASURES, "peers", stopped)
     monkeypatch.setattr(theano_environment, "make", lambda say: None)
-    monkeypatch.setattr(machine, "limits", lambda processors: LIMITS[1])
+    monkeypatch.setattr(machine, "limits", lambda processors, isa: LIMITS[1])
     assert command.main(["peers", "--out", str(tmp_path)]) == 130
     assert len(results.read(tmp_path / "peers.csv")) == len(session.rows) == 4
 
@@ -143,6 +145,25 @@ def test_steps_are_timed_in_processes_of_their_own(session: runner.Session) -> N
         assert np.isclose(row.gflops, 2e-9 * multiplications / row.seconds_min)
         assert np.isclose(row.share_of_peak, row.gflops / 100)
     assert "numpy" in session.card["numpy"]
+
+
+@pytest.mark.parametrize("isa", instruction_sets.VARIABLES)
+def test_all_are_held_to_an_instruction_set(session: runner.Session, isa: str) -> None:
+    try:
+        instruction_sets.check(isa)
+    except ValueError as reason:
+        pytest.skip(str(reason))
+    limits = {1: machine.limits(session.processors, isa)}
+    held = replace(session, isa=isa, limits=limits, card=machine.card(limits, isa), rows=[], absent={})
+    with held.crew([*session.rivals, *instruction_sets.BEYOND.get(isa, ())], session.processors) as crew:
+        assert {*crew} == {*session.rivals}
+        for worker in crew.values():
+            environment = Path(f"/proc/{worker.process.pid}/environ").read_text().split("\0")
+            assert {f"{name}={value}" for name, value in instruction_sets.VARIABLES[isa].items()} <= {*environment}
+        for row in held.measure("peers", [crew], cases.step_of(SMALL)):
+            assert np.isclose(row.share_of_peak, row.gflops / limits[1].gflops)
+    assert f"{isa} (all are held to it" in machine.text(held.card)
+    assert all("SSE4.1" in reason for reason in held.absent.values())
 
 
 class Wrong:
