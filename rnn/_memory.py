@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-_kernels: Any
-try:
-    _kernels = import_module("._kernels", __package__)
-except ModuleNotFoundError:  # a source tree without a build
-    _kernels = None
+from ._extension import extension
 
 SMALLEST = 1 << 15
 """Elements, below which malloc keeps memory by itself."""
@@ -24,7 +19,7 @@ def empty(shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
     """As np.empty, for float32, float64 and uint16. When nobody holds the array any more, its memory waits for the next
     one (at most 512 MiB do): memory that is new costs a page fault each 4 KiB, 10 of the 40 ms that a training step of
     512 steps, 512 lanes and 16 units takes."""
-    if math.prod(shape) < SMALLEST or _kernels is None:
+    if math.prod(shape) < SMALLEST or extension is None:
         return np.empty(shape, dtype)
-    array: NDArray[Any] = _kernels.empty(shape, 8 * np.dtype(dtype).itemsize)
+    array: NDArray[Any] = extension.empty(shape, 8 * np.dtype(dtype).itemsize)
     return array

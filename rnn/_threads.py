@@ -6,16 +6,9 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
-_kernels: Any
-try:
-    # `from . import` would turn the module's absence into the same ImportError as any failure inside it
-    _kernels = import_module("._kernels", __package__)
-except ModuleNotFoundError:  # a source tree without a build: other backends still work, and this number means nothing
-    _kernels = None
+from ._extension import extension
 
 __all__ = ["get_num_threads", "set_num_threads", "threads"]
 
@@ -32,13 +25,13 @@ def set_num_threads(n: int) -> None:
         raise TypeError(f"n: expected a whole number of threads, got {type(n).__name__}")
     if not 1 <= int(n) <= MOST:
         raise ValueError(f"n: expected 1 to {MOST} threads, got {n}")
-    if _kernels is not None:
-        _kernels.set_num_threads(int(n))
+    if extension is not None:  # without it this number means nothing
+        extension.set_num_threads(int(n))
 
 
 def get_num_threads() -> int:
     """How many threads the kernels may use: RNN_NUM_THREADS, or what the process may run on, until it is set."""
-    return 1 if _kernels is None else int(_kernels.get_num_threads())
+    return 1 if extension is None else int(extension.get_num_threads())
 
 
 @contextmanager

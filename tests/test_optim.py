@@ -58,6 +58,46 @@ def test_adams_first_step_is_the_learning_rate() -> None:
     assert_allclose(weights["weight"], [-0.01, 0.01, -0.01], rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(1,), (15,), (17,), (3, 43), (0, 4), (129, 255), (16385,)])
+def test_adam_on_arrays_of_any_size_and_layout(shape: tuple[int, ...], dtype: str, rng: np.random.Generator) -> None:
+    """Sizes beside those of a vector and of a thread's part; gradients that are no contiguous arrays."""
+    optimizer, eps = rnn.Adam(0.1), float(np.finfo(dtype).eps)
+    start, g = (rng.standard_normal(shape).astype(dtype) for _ in range(2))
+    weights = {"weight": start}
+    w, m, v = start.astype(np.float64), np.zeros(shape), np.zeros(shape)
+    for k in range(1, 4):
+        across = np.asfortranarray(np.repeat(g, 2, axis=-1))[..., ::2]
+        optimizer.step(weights, {"weight": across})
+        m, v = 0.9 * m + 0.1 * g.astype(np.float64), 0.999 * v + 0.001 * np.square(g, dtype=np.float64)
+        w -= 0.1 * (m / (1 - 0.9**k)) / (np.sqrt(v / (1 - 0.999**k)) + 1e-8)
+        g = -g
+    # each step of 0.1 or less has some ten roundings
+    assert_allclose(weights["weight"], w, rtol=3 * eps, atol=3 * 0.1 * 10 * eps)
+    assert (weights["weight"].shape, weights["weight"].dtype) == (shape, np.dtype(dtype))
+
+
+def test_adam_has_the_same_bits_for_any_number_of_threads(rng: np.random.Generator) -> None:
+    weight, gradient = (rng.standard_normal(100_003).astype(np.float32) for _ in range(2))
+    seen = []
+    for threads in (1, 2, 3, 8):
+        weights: dict[str, Array] = {"weight": weight}
+        with rnn.threads(threads):
+            rnn.Adam().step(weights, {"weight": gradient})
+        seen.append((weights["weight"].tobytes(), global_norm({"g": gradient})))
+    assert all(one == seen[0] for one in seen)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_adam_lets_what_is_not_finite_be_seen(bad: float) -> None:
+    weights: dict[str, Array] = {"weight": np.zeros(20, np.float32)}
+    gradient = np.ones(20, np.float32)
+    gradient[18] = bad
+    with np.errstate(invalid="ignore"):
+        rnn.Adam().step(weights, {"weight": gradient})
+    assert np.isnan(weights["weight"]).nonzero()[0].tolist() == [18]
+
+
 OPTIMIZERS = [rnn.SGD(0.1), rnn.SGD(0.1, 0.9), rnn.Adam(0.1)]
 
 
@@ -118,6 +158,14 @@ def test_clip_norm_leaves_small_gradients_alone() -> None:
 def test_clip_norm_reports_what_is_not_finite() -> None:
     assert math.isnan(rnn.clip_norm({"a": np.array([math.nan, 1.0])}, 1.0))
     assert math.isinf(rnn.clip_norm({"a": np.array([math.inf, 1.0])}, 1.0))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("size", [0, 1, 31, 32, 33, 1000])
+def test_the_norm_of_arrays_of_any_size(size: int, dtype: str, rng: np.random.Generator) -> None:
+    array = rng.standard_normal(size).astype(dtype)
+    expected = math.sqrt(math.fsum(float(x) ** 2 for x in array))
+    assert global_norm({"a": array[:-1], "b": array[-1:]}) == pytest.approx(expected, rel=size * 2**-52, abs=0)
 
 
 def test_the_norm_of_large_float32_gradients_does_not_overflow() -> None:
