@@ -48,14 +48,23 @@ class Layout:
 
 
 def layouts(
-    schedule: Schedule, width: hl.Expr, rows: hl.Expr, sums: int = 1, lean: int = 0, weights: hl.Expr | None = None
+    schedule: Schedule,
+    width: hl.Expr,
+    rows: hl.Expr,
+    sums: int = 1,
+    lean: int = 0,
+    weights: hl.Expr | None = None,
+    others: bool = True,
 ) -> list[tuple[Layout, hl.Expr]]:
     """The layouts that a schedule chooses among for width x rows units with so many sums each, and the condition under
-    which each is used; exactly one condition holds. The other arguments as in machine.py."""
+    which each is used; exactly one condition holds. `others` False: without those that only pad less. The other
+    arguments as in machine.py."""
     tiles, lanes = schedule.tiles(sums, lean), schedule.lanes
     if isinstance(tiles, Tile):
         return [(Layout("block", lanes, tiles), hl.cast(hl.UInt(1), 1))]
     assert isinstance(tiles, Machine)
+    if not others:
+        tiles = tiles._replace(others=())
     rest, found = hl.cast(hl.UInt(1), 1), []
     for name, tile, condition in offers(tiles, width, rows, lanes, weights):
         found.append((Layout(name, lanes, tile), rest & condition))

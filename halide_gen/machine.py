@@ -54,12 +54,10 @@ AVX2 has as high a peak there (118 with vectors of 8), and half the registers. L
     2 x 6                           RNN forward     256 48: 93; 512 48: 98    3 x 4: 59, 61 (spills); 1 x 12: 75, 79
     2 x 4                           RNN forward     256 8: 86; 512 32: 90     2 x 6: 62, 86
     2 x 4                           BPTT, 512 32    RNN 77, LSTM 70, GRU 73   2 x 6: 73, 65, 70
-    2 x 5                           RNN forward     256 10: 87                2 x 6: 76
     4 x 1, 2 steps                  RNN forward     128 1: 65; 512 1: 54      3 steps: 48, 42 (spill); 8 x 1: 63, 44
     1 x 1, 2 steps                  LSTM forward    128 1: 57; 512 1: 45      3 steps: 44, 35 (spill)
     1 x 1, 4 steps                  GRU forward     128 1: 55; 512 1: 47      2 x 1, 2 steps: 46, 38
-    shared                          RNN forward     2048 32: 72               66
-    shared                          LSTM 1024 32    forward 69, BPTT 54       65, 36 (GRU forward: 92, and 92 without)
+    shared                          BPTT, 1024 32   LSTM 54                   36
 
 SSE4.1 has no multiply-add: mulps and addps together reach 59 there. 8 products of 2 x 4 take 32 instructions: 5 are
 copies, since mulps overwrites an operand, and 4 broadcasts take two each, of which the shuffle runs where mulps and
@@ -140,10 +138,10 @@ MACHINES = {
     # 16 registers: 12 sums, 2 of the weights and a broadcast; a fourth of the weights, and LLVM spills sums
     "avx2": {
         0: Machine(Tile(2, 6), Tile(4, 1, 2), others=(Tile(2, 4),), shared=Tile(2, 6)),
-        1: Machine(Tile(2, 6), Tile(4, 1, 2), others=(Tile(2, 5), Tile(2, 4)), shared=Tile(2, 6)),
+        1: Machine(Tile(2, 6), Tile(4, 1, 2), others=(Tile(2, 4),)),
         2: Machine(Tile(1, 4), Tile(2, 1, 3)),
         3: Machine(Tile(1, 4), Tile(1, 1, 4)),
-        4: Machine(Tile(1, 6, sums=2), Tile(1, 1, 2), others=(Tile(1, 4, sums=2),), shared=Tile(1, 6, sums=2)),
+        4: Machine(Tile(1, 6, sums=2), Tile(1, 1, 2), others=(Tile(1, 4, sums=2),)),
         8: Machine(Tile(1, 1)),
     },
     # 16 registers, and no multiply-add: every product needs one of its own, so 8 or 9 sums. 66% of the peak: see above

@@ -137,7 +137,7 @@ LAYOUTS = {
     ("gru_reset_before", "bptt"): ("wide", "single"),
 }
 LAYOUTS_AVX2 = {
-    ("rnn_tanh", "forward"): ("wide", "rows_5", "rows_4", "single"),
+    ("rnn_tanh", "forward"): ("wide", "rows_4", "single"),
     ("lstm", "forward"): ("wide", "rows_4", "single"),
     ("lstm", "bptt"): ("wide", "rows_4", "single"),
     ("gru", "forward"): ("wide", "single"),
