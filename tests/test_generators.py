@@ -127,12 +127,12 @@ def innermost_loops(assembly: str) -> list[list[str]]:
 
 
 LAYOUTS = {
-    ("rnn_tanh", "forward"): ("wide", "rows_10", "rows_6", "single", "turning", "narrow", "single_narrow"),
-    ("rnn_tanh", "bptt"): ("wide", "rows_10", "rows_6", "single", "turning", "narrow", "single_narrow"),
+    ("rnn_tanh", "forward"): ("wide", "thin", "rows_10", "rows_6", "single", "turning", "narrow", "single_narrow"),
+    ("rnn_tanh", "bptt"): ("wide", "thin", "rows_10", "rows_6", "single", "turning", "narrow", "single_narrow"),
     ("lstm", "forward"): ("wide", "rows_8", "rows_10", "single", "few"),
-    ("lstm", "bptt"): ("wide", "broad", "rows_6", "single"),
+    ("lstm", "bptt"): ("wide", "thin", "broad", "single"),
     ("gru", "forward"): ("wide", "rows_6", "rows_5", "single", "few"),
-    ("gru", "bptt"): ("wide", "broad", "rows_6", "single"),
+    ("gru", "bptt"): ("wide", "thin", "broad", "single"),
     ("gru_reset_before", "forward"): ("wide", "single"),
     ("gru_reset_before", "bptt"): ("wide", "single"),
 }
