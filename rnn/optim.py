@@ -8,14 +8,14 @@ snapshot.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
 from . import _check
 from ._backends.base import Array
-from ._extension import extension
+from ._extension import kernel, sum_of_squares
 from ._memory import empty
 
 __all__ = ["SGD", "Adam", "Optimizer", "clip_norm"]
@@ -121,24 +121,16 @@ class Adam:
 def _adam(settings: tuple[float, ...], *given: Array) -> list[Array]:
     """(weight, m, v) after a step, from b1, 1 - b1, b2, 1 - b2, rate, root and eps, and (weight, gradient, m, v)."""
     weight = given[0]
-    kernel = _kernel("adam", weight)
-    if kernel is not None:
+    compiled = kernel("adam", weight)
+    if compiled is not None:
         made = [empty(weight.shape, weight.dtype) for _ in range(3)]
-        kernel(np.array(settings, weight.dtype), *map(np.ravel, given), *map(np.ravel, made))
+        compiled(np.array(settings, weight.dtype), *map(np.ravel, given), *map(np.ravel, made))
         return made
     b1, rest1, b2, rest2, rate, root, eps = settings
     weight, gradient, m, v = given
     m = b1 * m + rest1 * gradient
     v = b2 * v + rest2 * (gradient * gradient)
     return [weight - rate * m / (np.sqrt(v) / root + eps), m, v]
-
-
-def _kernel(name: str, array: Array) -> Callable[..., None] | None:
-    """The kernel for arrays like this one; None where there is none, or nothing to do."""
-    if extension is None or array.size == 0 or not array.dtype.isnative:
-        return None
-    kernel: Callable[..., None] | None = extension.kernels.get(f"{name}_{array.dtype.name}")
-    return kernel
 
 
 def _blocks(*arrays: Array) -> Iterator[list[Array]]:
@@ -179,17 +171,7 @@ def clip_norm(gradients: dict[str, Array], max_norm: float) -> float:
 
 def global_norm(arrays: Mapping[str, Array]) -> float:
     """L2 norm over all arrays, summed in float64: finite only if every element is."""
-    return math.sqrt(sum(map(_squares, arrays.values())))
-
-
-def _squares(array: Array) -> float:
-    """The sum of all elements' squares, in float64."""
-    kernel = _kernel("squares", array)
-    if kernel is None:
-        return float(np.square(array, dtype=np.float64).sum())
-    total = np.empty(1)
-    kernel(np.ravel(array), total)
-    return float(total[0])
+    return math.sqrt(sum(map(sum_of_squares, arrays.values())))
 
 
 def _same(weights: Mapping[str, Array], gradients: Mapping[str, Array], optimizer: Optimizer) -> None:

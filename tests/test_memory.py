@@ -12,7 +12,8 @@ import pytest
 import rnn
 from rnn._memory import SMALLEST, empty
 
-LARGE = (SMALLEST + 1777,)  # of a size that no other test has
+LARGE = (SMALLEST + 1777,)
+LARGER = ((9 << 21) + 1777,)  # 75 MB: no other test has left such an array behind
 
 
 def address(array: object) -> int:
@@ -32,14 +33,14 @@ def test_arrays_are_as_numpys(shape: tuple[int, ...], dtype: str) -> None:
 
 
 def test_memory_is_used_again_when_nobody_holds_it() -> None:
-    first = empty(LARGE, "float32")
+    first = empty(LARGER, "float32")
     place, part = address(first), first[1:]
     del first
     gc.collect()
-    second = empty(LARGE, "float32")
+    second = empty(LARGER, "float32")
     assert address(second) != place, "a view still holds it"
     del part
-    assert address(empty(LARGE, "float32")) == place
+    assert address(empty(LARGER, "float32")) == place
 
 
 def test_what_came_back_last_is_kept_when_there_is_too_much() -> None:

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .._extension import sum_of_squares
 from .._memory import empty
 from ..layers import Layer
-from ..losses import sum_of_squares
 from ..training import Pair
 from .data import DataError, Values
 
