@@ -184,10 +184,7 @@ def machine(instruction_set: str, sums: int, lean: int) -> Machine:
     several = bool(lean) and sums == 1 and 0 in row
     found = row[0 if several else min((most for most in row if most >= sums), default=max(row))]
     if lean > 1:
-        found = found._replace(
-            wide=found.wide._replace(vectors=1), single_narrow=None, narrow=None, shared=None, others=(), few=None,
-            thin=None, broad=None, turning=None,
-        )  # fmt: skip
+        found = Machine(found.wide._replace(vectors=1), found.single)
     return found
 
 

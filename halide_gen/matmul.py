@@ -97,15 +97,13 @@ class BlockedProjection:
         rows: hl.Expr,
         steps: hl.Expr,
         layout: Layout,
-        time: Callable[[hl.Expr, hl.Expr, hl.Expr, hl.Expr], hl.Expr] | None = None,
     ) -> None:
-        """`time`: (row, block, group, step) -> the step that `p` is asked for; None: the same."""
         self.layout, self.gates = layout, p.weight.gates
         self.vars = tuple(hl.Var(v) for v in ("lane", "gate", "row", "block", "group", "step"))
         lane, gate, row, block, group, step = self.vars
         units, first = layout.place(block, group)
         n = inside(first + row, rows)
-        t = inside(step, steps) if time is None else time(row, block, group, inside(step, steps))
+        t = inside(step, steps)
         self.panel = Panel(f"{name}_panel", p.weight, width, layout)
         self.k = hl.RDom([(0, p.extent)], f"{name}_k")[0]
         self.func = hl.Func(name)
