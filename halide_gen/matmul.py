@@ -21,6 +21,7 @@ PIECE_BYTES = 1 << 26  # partial sums of all pieces together
 # (Zen 5). Packing a row costs as much as 30 to 40 numbers across: 64 across and 256 down, 12.5 became 14.5 ms.
 FAR = 256
 MANY = 16  # tasks that are enough for all threads
+SIDE = 4  # of the squares in which a panel is transposed
 NEAR = 1 << 18  # floats in a piece up to which full blocks are read where they are: 1 MiB, as much as L2 holds
 
 
@@ -40,19 +41,58 @@ def gates_at_a_time(layout: Layout, weight: Weight) -> int:
     return weight.gates if sums is None or weight.gates % sums else sums
 
 
+class Turned:
+    """A matrix whose rows are contiguous, value(across, down), to be read along its columns."""
+
+    def __init__(
+        self, name: str, value: Callable[[hl.Expr, hl.Expr], hl.Expr], lanes: int, others: tuple[hl.Var, ...]
+    ) -> None:
+        self.lanes, self.others = lanes, others
+        side = self.side = min(SIDE, lanes)
+        across, down, left, top = self.square = tuple(hl.Var(v) for v in ("across", "down", "left", "top"))
+        self.read, self.turned = hl.Func(f"{name}_read"), hl.Func(f"{name}_turned")
+        self.read[(across, down, left, top, *others)] = value(left * side + across, top * side + down)
+        self.turned[(down, across, left, top, *others)] = self.read[(across, down, left, top, *others)]
+
+    def at(self, across: hl.Expr, down: hl.Expr) -> hl.Expr:
+        side = self.side
+        return hl.Expr(self.turned[(down % side, across % side, across // side, down // side, *self.others)])
+
+    def schedule(self, consumer: hl.Func, where: hl.Var) -> None:
+        """At loop `where` of the consumer, which takes a vector down and `side` numbers across there. In registers, in
+        squares that LLVM shuffles within 128 bits. One step of an LSTM, which is all but packing: 0.57 ms 512 wide and
+        5.9 ms 1024 wide; 0.86 and 7.6 through a square of 16 x 16 on the stack."""
+        across, down, left, top = self.square
+        for func in self.read, self.turned:
+            func.compute_at(consumer, where).unroll(top)
+            extents = [(across, self.side), (down, self.side), (left, 1), (top, self.lanes // self.side)]
+            for variable, extent in extents + [(other, 1) for other in self.others]:
+                func.bound_extent(variable, extent)
+        self.read.vectorize(across).unroll(down)
+        self.turned.vectorize(down).unroll(across)
+
+
 class Panel:
     """A weight matrix packed for a layout: [lane, gate, k, block], zero beyond the last unit, contiguous in reading
-    order: the gates that a tile sums up at a time lie together."""
+    order: the gates that a tile sums up at a time lie together. `extent`: how many k there are."""
 
-    def __init__(self, name: str, weight: Weight, width: hl.Expr, layout: Layout) -> None:
+    def __init__(self, name: str, weight: Weight, width: hl.Expr, extent: hl.Expr, layout: Layout) -> None:
         self.layout, self.weight, self.together = layout, weight, gates_at_a_time(layout, weight)
         lane, gate, k, part, block = self.vars = tuple(hl.Var(v) for v in ("lane", "gate", "k", "part", "block"))
         unit = block * layout.units + lane
-        self.staged, self.func = hl.Func(f"{name}_staged"), hl.Func(name)
-        self.staged[k, lane, gate, part, block] = weight.value(
-            part * self.together + gate, k, mostly_inside(unit, width)
-        )
-        value = hl.Expr(self.staged[k, lane, gate, part, block])
+        gate_of_all = part * self.together + gate
+        self.func = hl.Func(name)
+        self.turned: Turned | None = None
+        if weight.rows_of_k and layout.lanes > 1:
+
+            def value_of(across: hl.Expr, down: hl.Expr) -> hl.Expr:
+                row = inside(block * layout.units + down, width)
+                return weight.value(gate_of_all, mostly_inside(across, extent), row)
+
+            self.turned = Turned(name, value_of, layout.lanes, (gate, part, block))
+            value = self.turned.at(k, lane)
+        else:
+            value = weight.value(gate_of_all, k, mostly_inside(unit, width))
         self.func[lane, gate, k, part, block] = hl.select(unit < width, value, hl.cast(value.type(), 0))
 
     def __getitem__(self, index: tuple[Any, Any, Any, Any]) -> hl.Expr:
@@ -61,16 +101,16 @@ class Panel:
 
     def schedule(self) -> None:
         lane, gate, k, part, block = self.vars
-        lanes = self.layout.lanes
         self.func.compute_root().bound(gate, 0, self.together).bound(part, 0, self.weight.gates // self.together)
-        self.func.reorder(lane, k, gate, part, block).vectorize(lane, lanes).parallel(block)
-        if self.weight.rows_of_k and lanes > 1:
-            # A transpose, through a small square that stays in L1 and whose rows are a constant number of floats apart:
-            # LSTM, H=512, a pass of one step 1.7 ms; 4.9 ms where the distance was only known at run time.
-            ko, ki = hl.Var("ko"), hl.Var("ki")
-            self.func.split(k, ko, ki, lanes, hl.TailStrategy.GuardWithIf).reorder(lane, ki, ko, gate, part, block)
-            self.staged.compute_at(self.func, ko).bound_storage(k, lanes).bound_extent(lane, self.layout.units)
-            self.staged.vectorize(k, lanes, hl.TailStrategy.GuardWithIf)
+        self.func.parallel(block)
+        lanes = self.layout.lanes
+        if self.turned is None:
+            self.func.reorder(lane, k, gate, part, block).vectorize(lane, lanes)
+            return
+        ko, ki, vector = hl.Var("ko"), hl.Var("ki"), hl.Var("vector")
+        self.func.split(k, ko, ki, self.turned.side, hl.TailStrategy.GuardWithIf).split(lane, vector, lane, lanes)
+        self.func.reorder(lane, ki, ko, vector, gate, part, block).vectorize(lane).unroll(ki)
+        self.turned.schedule(self.func, ko)
 
 
 Value = Callable[[hl.Expr, hl.Expr, hl.Expr], hl.Expr]  # (unit, row, step)
@@ -104,7 +144,7 @@ class BlockedProjection:
         units, first = layout.place(block, group)
         n = inside(first + row, rows)
         t = inside(step, steps)
-        self.panel = Panel(f"{name}_panel", p.weight, width, layout)
+        self.panel = Panel(f"{name}_panel", p.weight, width, p.extent, layout)
         self.k = hl.RDom([(0, p.extent)], f"{name}_k")[0]
         self.func = hl.Func(name)
         factor = p.factor(self.k, n, t)
@@ -288,36 +328,49 @@ def outer_sum(
         tile[lane, row, block, batch, piece] = zero
         packed[row, n_, t_, batch] = down(inside(batch * size + row, height), n_, t_)
         tile[lane, row, block, batch, piece] += panel[lane, r.x, step, block] * packed[row, r.x, step, batch]
-        partial[a, d, piece] = tile[a % units, d % size, a // units, d // size, piece]
+        partial[lane, d, block, piece] = tile[lane, d % size, block, d // size, piece]
         p = hl.RDom([(1, pieces - 1)], f"{label}_p")
-        total[a, d] = partial[a, d, 0]
-        total[a, d] += partial[a, d, p.x]
+        total[a, d] = partial[a % units, d, a // units, 0]
+        total[a, d] += partial[a % units, d, a // units, p.x]
         once = only_if(condition, f"{label}_if")
-        out[here] = total[a, d + once]
-        made.append((layout, pack_across, pack_down, label, panel, l, packed, tile, r, partial, total, p, once))
+        turned = None
+        if transposed and schedule.lanes > 1:
+
+            def value_of(across: hl.Expr, down: hl.Expr, total: hl.Func = total) -> hl.Expr:
+                return hl.Expr(total[across, inside(down, height)])
+
+            turned = Turned(label, value_of, schedule.lanes, ())
+            out[here] = turned.at(a, d + once)
+        else:
+            out[here] = total[a, d + once]
+        made.append((layout, pack_across, pack_down, label, panel, l, packed, tile, r, partial, total, p, turned, once))
 
     # ---- schedule
     lanes, guard = schedule.lanes, hl.TailStrategy.GuardWithIf
     for i, made_one in enumerate(made):
-        layout, pack_across, pack_down, label, panel, l, packed, tile, r, partial, total, p, once = made_one
-        ao, ai, do, di, chunk = (hl.Var(f"{v}_{label}") for v in ("ao", "ai", "do", "di", "chunk"))
-        # squares of lanes x lanes, so that a transpose happens in L1
+        layout, pack_across, pack_down, label, panel, l, packed, tile, r, partial, total, p, turned, once = made_one
+        ao, av, ai, do, di = (hl.Var(f"{v}_{label}") for v in ("ao", "av", "ai", "do", "di"))
+        # Squares of lanes x lanes, which stay in L1, and along the rows of `out`.
         update = out.update(i)
-        update.split(a, ao, ai, lanes, guard).split(d, do, di, lanes, guard).split(do, chunk, do, 4, guard)
-        inner, outer = (di, ai) if transposed else (ai, di)
-        update.reorder(inner, outer, ao, do, chunk, once).vectorize(inner, lanes, guard)
-        update.never_partition([outer, ao, do, chunk])
+        update.split(a, ao, ai, layout.units, guard).split(ai, av, ai, lanes, guard).split(d, do, di, lanes, guard)
+        if turned is None:
+            update.reorder(ai, di, av, do, ao, once).vectorize(ai, lanes, guard).never_partition([di, av, do, ao])
+        else:
+            aq = hl.Var(f"aq_{label}")
+            update.split(ai, aq, ai, turned.side, guard).reorder(di, ai, aq, av, do, ao, once)
+            update.vectorize(di, lanes, guard).unroll(ai).never_partition([aq, av, do, ao])
+            turned.schedule(out, aq)
         # On the stack too: GRU, 512 wide, one step, malloc took a seventh of BPTT.
-        total.compute_at(out, ao).bound_extent(a, lanes).bound_storage(d, lanes).vectorize(a, lanes)
+        total.compute_at(out, av).bound_extent(a, lanes).bound_storage(d, lanes).vectorize(a, lanes)
         total.update().reorder(a, d, p.x).vectorize(a, lanes)
-        partial.compute_root().split(a, ao, ai, layout.units, hl.TailStrategy.RoundUp)
-        partial.split(d, do, di, layout.tile.rows, hl.TailStrategy.RoundUp).reorder(ai, di, do, ao, piece)
-        partial.vectorize(ai, lanes).unroll(di).never_partition([do, ao, piece])
+        partial.compute_root().bound_extent(lane, layout.units).reorder_storage(lane, d, block, piece)
+        partial.split(d, do, di, layout.tile.rows, hl.TailStrategy.RoundUp).reorder(lane, di, do, block, piece)
+        partial.vectorize(lane).unroll(di).never_partition([do, block, piece])
         if schedule.parallel:
-            update.parallel(chunk)
+            update.parallel(ao)
             # Threads share the blocks of a piece where there are many, so that all read one packed operand.
             several, many = hl.Var(f"several_{label}"), blocks(width, layout.units) >= MANY
-            partial.split(piece, several, piece, hl.select(many, pieces, 1), guard).parallel(several).parallel(ao)
+            partial.split(piece, several, piece, hl.select(many, pieces, 1), guard).parallel(several).parallel(block)
         # All blocks at once, so that rows are read to their end: 320 wide, 6400 rows: 3 ms for 10.
         if pack_across:
             to, ti = hl.Var(f"to_{label}"), hl.Var(f"ti_{label}")

@@ -116,7 +116,7 @@ class Recurrence:
             p = BlockedProjection(f"{name}_start", e.projection, e.width, e.rows, self.last + 1, layout)
             self.projected = p
         if e.weights is not None:
-            self.panel = Panel(f"{name}_weights", e.weights, e.width, layout)
+            self.panel = Panel(f"{name}_weights", e.weights, e.width, e.width, layout)
         self.constants = []
         for i, value in enumerate(e.constants):
             constant = hl.Func(f"{name}_constant{i}")
