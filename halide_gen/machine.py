@@ -15,8 +15,9 @@ No more than 16 wide, 8 rows against 12: N=4 and N=8 1.4 times as fast, N=48 1.1
 An LSTM's forward pass with 8 rows and two sums at a time against 6 rows and all four: 1.15 times as fast with 16 rows
 (of 512 units) and 1.07 with 32, which 6 does not divide, but 0.96 with 48.
 
-With 4 rows, tiles of 4 against tiles of 6 and 8: LSTM and GRU from 256 to 1536 wide 1.3 to 1.5 times as fast. With 3,
-against single rows, 1.1 to 1.5; with 2, 0.8 where L2 holds the weights.
+With 4 rows, tiles of 4 against tiles of 6 and 8: LSTM and GRU from 256 to 1536 wide 1.3 to 1.5 times as fast, from 8 to
+128 wide 1.2 to 1.5. With 3, against single rows, 1.1 to 1.5, but 0.83 for 24 and 32 units; with 2, 0.8 where L2 holds
+the weights.
 
 With fewer rows of padding (Zen 5, 285 GFLOP/s at peak), against the tiles of 8 rows and, LSTM, 6 and 8 alone:
 
@@ -103,7 +104,7 @@ class Machine(NamedTuple):
     single_narrow: Tile | None = None  # fewer than FEW rows, and no more hidden units than lanes in two vectors
     others: tuple[Tile, ...] = ()  # where one pads fewer rows than `wide`; the first of those that pad the fewest
     narrow: Tile | None = None  # no more hidden units than lanes in a vector
-    few: Tile | None = None  # 3 or 4 rows, and steps that are worth sharing: see SPLIT_UNITS
+    few: Tile | None = None  # 3 or 4 rows
     shared: Tile | None = None  # for weights that no cache holds: see SHARED_WEIGHTS
     thin: Tile | None = None  # where it pads less than `wide` and all `others`
     broad: Tile | None = None  # of a recurrence, where it pads no more than `wide`
@@ -166,8 +167,9 @@ STEP_UNITS = 1024
 LANES = {"avx512": 64, "avx2": 32, "sse41": 16}
 """Bytes in a vector."""
 
-# Recurrent weights from which on one step is worth 1 us for a fork and join: 1024 x 1024 gains 1.35 on 2 threads.
-SPLIT_UNITS = 1 << 17
+# Recurrent weights from which on threads share a step. A single row on 2 threads, forward, times as fast: LSTM 128 wide
+# (65,536 weights) 1.49, RNN 256 wide (as many) 1.51, LSTM 96 and RNN 192 wide (36,864) 1.15, RNN 128 wide (16,384) 1.0.
+SPLIT_UNITS = 1 << 15
 
 
 def shares_units(count: Any, threads: Any, weights: Any) -> Any:
@@ -218,7 +220,7 @@ def offers(
         return padded(tile) * tile.vectors * blocks(width, tile.vectors * lanes)
 
     if tiles.few is not None and weights is not None:
-        yield "few", tiles.few, (rows > 2) & (rows <= tiles.few.rows) & (weights >= SPLIT_UNITS)
+        yield "few", tiles.few, (rows > 2) & (rows <= tiles.few.rows)
     if tiles.turning is not None and weights is not None:
         yield "turning", tiles.turning, (rows < FEW) & (width > 2 * lanes) & (weights < SPLIT_UNITS)
     if tiles.single_narrow is not None:

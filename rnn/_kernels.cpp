@@ -2,8 +2,8 @@
 //
 // A call checks each argument against the pipeline's own metadata, hands NumPy's memory over with the axes reversed
 // (NumPy's last axis is Halide's dimension 0), releases the GIL, and turns Halide's error text into an exception.
-// Calls are counted, so that the thread pool is only ever stopped while none is in flight: Halide's pool can't shrink,
-// and neither stopping it under a running call nor forking with live workers is safe.
+// Calls are counted, so that the team of threads is only ever stopped while none is in flight: neither stopping it under
+// a running call nor forking with live workers is safe.
 
 #include <HalideRuntime.h>
 #include <nanobind/nanobind.h>
@@ -31,6 +31,7 @@
 #include <string>
 #include <vector>
 
+#include "_team.h"
 #include "kernels.h"  // declares every pipeline, and KERNELS(name), written by CMake
 
 namespace nb = nanobind;
@@ -77,16 +78,12 @@ void open_gate() {
     gate_changed.notify_all();
 }
 
-void restart_pool(int count) {
-    halide_shutdown_thread_pool();
-    halide_set_num_threads(count);  // shutting down forgets it
-    threads = count;
-}
+Team &team = *new Team;  // for as long as the process lasts: workers may sleep when it ends
 
-// A fork copies no threads: the pool is stopped before it, and starts again with the next call on either side.
+// A fork copies no threads: they end before it, and start again with the next call on either side.
 void before_fork() {
     close_gate();
-    restart_pool(threads);
+    team.stop();
 }
 
 void set_num_threads(int count) {
@@ -96,7 +93,8 @@ void set_num_threads(int count) {
     nb::gil_scoped_release release;
     close_gate();
     if (count != threads) {
-        restart_pool(count);
+        team.stop();
+        threads = count;
     }
     open_gate();
 }
@@ -114,17 +112,10 @@ struct Report {
     int threads = 1;
 };
 
-// Parallel loops of kernels. One task, or one thread, needs no lock and wakes nobody up.
+// Parallel loops of kernels. One task, or one thread, wakes nobody up.
 int par_for(void *context, halide_task_t task, int first, int count, uint8_t *closure) {
     const auto *report = static_cast<Report *>(context);
-    if (count != 1 && report && report->threads != 1) {
-        return halide_default_do_par_for(context, task, first, count, closure);
-    }
-    int code = 0;
-    for (int i = first; i < first + count && code == 0; i++) {
-        code = task(context, i, closure);
-    }
-    return code;
+    return team.run(report ? report->threads : 1, context, task, first, count, closure);
 }
 
 // ---- memory
@@ -430,9 +421,10 @@ void report_error(void *context, const char *text) {
 // The kernels of single steps check nothing: that took 0.14 of 0.29 us, LSTM, 8 units. Stepper does it for them.
 bool checks_itself(const Kernel &kernel) { return kernel.name.rfind("step_", 0) != 0; }
 
-// Bytes in a call's arrays from which on it uses other threads. To wake one costs 10 to 20 us. Zen 5, 2 threads against
-// 1: forward passes and BPTT of 69 to 482 KiB 0.3 to 0.8 times as fast; above 1 MiB, 2 of 14 calls slower.
-std::atomic<size_t> worth_sharing{1 << 19};
+// Bytes in a call's arrays from which on it uses other threads, which may be asleep. Zen 4, 2 threads against 1, forward
+// passes and training steps: 190 to 290 KiB 1.3 to 1.6 times as fast, 80 to 180 KiB 0.9 to 1.5, and 0.5 where one had to
+// be woken.
+std::atomic<size_t> worth_sharing{3 << 16};
 
 void run(const Kernel &kernel, nb::args given) {
     if (!checks_itself(kernel)) {
@@ -742,7 +734,6 @@ NB_MODULE(_kernels, m) {
     halide_set_custom_malloc([](void *, size_t bytes) { return take(bytes); });
     halide_set_custom_free([](void *, void *memory) { give_back(memory); });
     halide_set_custom_do_par_for(par_for);
-    halide_set_num_threads(threads);
     pthread_atfork(before_fork, open_gate, open_gate);
 
     nb::class_<Kernel>(m, "Kernel", "A compiled pipeline: call it with its inputs, then its outputs.")
