@@ -13,9 +13,10 @@ Halide knows nothing of the two arrays being one. It keeps the order of loops th
 of them; LLVM is told that they don't overlap, and might move a load of one step before the stores of the step before.
 It can't: what a step does is the body of a parallel loop, which is a function of its own, called through a pointer by
 `par_for` in _kernels.cpp. All its loads come after the call and all the last step's stores before, with a single task
-too, and the pool's locks see to the order between threads. So the loop over tasks has to be parallel, and the one right
-inside the loop over time. Within a step nobody reads what another unit or row writes; and where a step writes over what
-it has read (BPTT's gradients of states, of which one step alone is kept), the new value is made from the old one.
+too, and the atomic counters of _team.h see to the order between threads. So the loop over tasks has to be parallel, and
+the one right inside the loop over time. Within a step nobody reads what another unit or row writes; and where a step
+writes over what it has read (BPTT's gradients of states, of which one step alone is kept), the new value is made from
+the old one.
 
 No sum of a step is split, and tasks share blocks of units: the bits are the same for any number of threads and of rows.
 The instruction takes subnormal numbers for zero.

@@ -14,6 +14,7 @@
 #include <atomic>
 #include <cstdint>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -79,7 +80,7 @@ public:
 
 private:
     static constexpr int most = 64;  // loops at a time, and shares of a loop
-    // Turns, some 20 us, that an idle thread looks out for a loop before it sleeps: the next step's comes within less, and
+    // Turns, some 25 us, that an idle thread looks out for a loop before it sleeps: the next step's comes within less, and
     // to wake a thread takes longer.
     static constexpr int patience = 1 << 10;
 
@@ -115,10 +116,14 @@ private:
             return;
         }
         std::lock_guard<std::mutex> lock(starting);
-        while (static_cast<int>(workers.size()) < count) {
-            workers.emplace_back(&Team::work, this, static_cast<int>(workers.size()) + 1);
+        try {
+            while (static_cast<int>(workers.size()) < count) {
+                workers.emplace_back(&Team::work, this, static_cast<int>(workers.size()) + 1);
+            }
+        } catch (const std::system_error &) {
+            // The system has no more threads: those that there are do it all.
         }
-        started.store(static_cast<int>(workers.size()), std::memory_order_release);
+        started.store(count, std::memory_order_release);
     }
 
     // Does what is left to start of a loop, this thread's share first; whether there was anything.

@@ -45,7 +45,7 @@ def threads(n: int) -> Iterator[None]:
         set_num_threads(before)
 
 
-MOST = 256  # of Halide's thread pool
+MOST = 256  # of the pool that the JIT has
 
 
 def default_threads(cgroup: Path = CGROUP) -> int:
