@@ -6,6 +6,7 @@ import sys
 from typing import NamedTuple
 
 from rnn._backends.halide import SCHEDULES
+from rnn._backends.halide_jit import AUTOMATIC
 from rnn.baselines import theano_environment
 
 OURS = "halide"
@@ -37,7 +38,7 @@ IMPLEMENTATIONS = {
     "tutorial, truncated": Implementation("baselines.tutorial", option="bptt_truncate=4"),
     REMAT: Implementation("bench.ours", OURS, option="remat=1"),
     **{f"{OURS} {name}": Implementation("bench.ours", f"{OURS} {name}") for name in SCHEDULES},
-    **{f"{OURS}-jit {name}": Implementation("bench.ours", f"{OURS}-jit {name}") for name in SCHEDULES},
+    **{f"{OURS}-jit {name}": Implementation("bench.ours", f"{OURS}-jit {name}") for name in SCHEDULES + AUTOMATIC},
 }
 
 RIVALS = (OURS, REFERENCE, "theano")

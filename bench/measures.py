@@ -15,6 +15,7 @@ from problems import Problem
 import rnn
 import rnn.tasks
 from rnn._backends.halide import SCHEDULES
+from rnn._backends.halide_jit import AUTOMATIC
 from rnn.baselines.network import Objective
 from rnn.tasks import CosineAdam
 
@@ -52,8 +53,9 @@ def speedup(session: Session) -> None:
 
 
 def ladder(session: Session) -> None:
-    """One problem on every schedule, compiled ahead of time and at the first call."""
-    names = [f"{kind} {schedule}" for kind in (OURS, f"{OURS}-jit") for schedule in SCHEDULES]
+    """One problem on every schedule, compiled ahead of time and at the first call, and by Halide's autoscheduler."""
+    names = [f"{OURS} {schedule}" for schedule in SCHEDULES]
+    names += [f"{OURS}-jit {schedule}" for schedule in SCHEDULES + AUTOMATIC]
     step, everything = step_of(LADDER), session.processors
     with session.crew(names, everything) as crew:
         for name, worker in crew.items():

@@ -71,7 +71,7 @@ class Gradients:
         g.d_bias_o[a] = d_bias_o[a]
 
         # ---- schedule
-        for gradient in (g.sums, g.d_bias_o):
+        for gradient in (g.sums, g.d_bias_o) if plan.by_hand else ():
             gradient.vectorize(a, plan.lanes, hl.TailStrategy.GuardWithIf)
 
 

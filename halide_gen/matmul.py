@@ -201,7 +201,7 @@ def project(
         made.append((blocked, once))
 
     # ---- schedule
-    for i, (blocked, once) in enumerate(made):
+    for i, (blocked, once) in enumerate(made if schedule.by_hand else []):
         layout = blocked.layout
         jo, ji, no, ni, to, ti, chunk = (
             hl.Var(f"{v}_{layout.name}") for v in ("jo", "ji", "no", "ni", "to", "ti", "chunk")
@@ -245,6 +245,8 @@ def row_sum(name: str, value: Value, width: hl.Expr, rows: hl.Expr, steps: hl.Ex
     total[a] += partial[a, p.x]
 
     # ---- schedule
+    if not schedule.by_hand:
+        return total
     guard = hl.TailStrategy.GuardWithIf
     total.compute_root().update().reorder(a, p.x).vectorize(a, schedule.lanes, guard)
     partial.compute_root().vectorize(a, schedule.lanes, guard)
@@ -347,7 +349,7 @@ def outer_sum(
 
     # ---- schedule
     lanes, guard = schedule.lanes, hl.TailStrategy.GuardWithIf
-    for i, made_one in enumerate(made):
+    for i, made_one in enumerate(made if schedule.by_hand else []):
         layout, pack_across, pack_down, label, panel, l, packed, tile, r, partial, total, p, turned, once = made_one
         ao, av, ai, do, di = (hl.Var(f"{v}_{label}") for v in ("ao", "av", "ai", "do", "di"))
         # Squares of lanes x lanes, which stay in L1, and along the rows of `out`.

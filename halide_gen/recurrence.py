@@ -384,7 +384,7 @@ def sequence(
         made.append((recurrence, once))
 
     # ---- schedule
-    for number, (recurrence, once) in enumerate(made):
+    for number, (recurrence, once) in enumerate(made if plan.by_hand else []):
         layout = recurrence.layout
         jo, ji, batch, group, row, vo, vi = (
             hl.Var(f"{v}_{layout.name}") for v in ("jo", "ji", "batch", "group", "row", "vo", "vi")

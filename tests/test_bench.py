@@ -16,6 +16,7 @@ import problems
 import pytest
 
 from rnn._backends.halide import SCHEDULES
+from rnn._backends.halide_jit import AUTOMATIC
 from rnn.baselines import theano_environment
 from rnn.baselines.network import Objective
 
@@ -361,6 +362,7 @@ def full(session: runner.Session, tmp_path: Path) -> runner.Session:
         add("threads", problem, [measures.SIDE_BY_SIDE], threads=2)
     for which in (*runner.PASSES, "first train"):
         names = [f"{kind} {name}" for kind in ("halide", "halide-jit") for name in SCHEDULES]
+        names += [f"halide-jit {name}" for name in AUTOMATIC]
         add("ladder", measures.LADDER, names, which, 2)
     for problem in [one for grown in measures.GROWTH.values() for one in grown]:
         add("growth", problem, ["halide", "numpy"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from rnn._backends.halide import SCHEDULES
+from rnn._backends.halide_jit import AUTOMATIC
 
 from ..implementations import OURS
 from ..runner import Session
@@ -23,29 +24,32 @@ def draw(session: Session) -> Figure:
         (f"{OURS}-jit", "train", "0.35", "////", "JIT, training step"),
     ]
     for index, (kind, which, colour, hatch, title) in enumerate(bars):
-        places = [place + 0.2 * (index - 1.5) for place in range(len(SCHEDULES))]
-        shares = [100 * rows[f"{kind} {schedule}", which].share_of_peak for schedule in SCHEDULES]
+        names = SCHEDULES + AUTOMATIC * (kind != OURS)
+        places = [place + 0.2 * (index - 1.5) for place in range(len(names))]
+        shares = [100 * rows[f"{kind} {name}", which].share_of_peak for name in names]
         drawn = speed.bar(places, shares, 0.19, color=colour, edgecolor="black", hatch=hatch, label=title)
         speed.bar_label(drawn, [f"{share:.2g}" for share in shares], fontsize=7, padding=2)
-    speed.set_xticks(range(len(SCHEDULES)), SCHEDULES)
+    rungs = SCHEDULES + AUTOMATIC
+    labels = [*SCHEDULES, *(f"{name}\n(autoscheduler)" for name in AUTOMATIC)]
+    speed.set_xticks(range(len(rungs)), labels)
     peak = session.limits[one.threads].gflops
     speed.set(ylim=(0, 100), ylabel=f"% of the measured peak, {peak:.0f} GFLOP/s", title="Speed")
     speed.legend(loc="upper left")
     speed.set_axisbelow(True)
     speed.grid(axis="y", **GRID)
 
-    jit = [rows[f"{OURS}-jit {schedule}", "train"] for schedule in SCHEDULES]
-    first = [rows[f"{OURS}-jit {schedule}", "first train"] for schedule in SCHEDULES]
+    jit = [rows[f"{OURS}-jit {schedule}", "train"] for schedule in rungs]
+    first = [rows[f"{OURS}-jit {schedule}", "first train"] for schedule in rungs]
     waits = [f.seconds_min - r.seconds_min for f, r in zip(first, jit, strict=True)]
     for offset, values, colour, title in (
         (-0.2, waits, "0.8", "compiling, once a process (ahead of time: none)"),
         (0.2, [r.seconds_min for r in jit], "0.35", "running, each step"),
     ):
-        places = [place + offset for place in range(len(SCHEDULES))]
+        places = [place + offset for place in range(len(rungs))]
         drawn = compiling.bar(places, values, 0.38, color=colour, edgecolor="black", label=title)
         texts = [f"{v:.2g} s" if v > 0.1 else f"{1000 * v:.2g} ms" for v in values]
         compiling.bar_label(drawn, texts, fontsize=8, padding=2)
-    compiling.set_xticks(range(len(SCHEDULES)), SCHEDULES)
+    compiling.set_xticks(range(len(rungs)), labels)
     compiling.set_yscale("log")
     compiling.set(ylabel="seconds", title="JIT: a training step, and compiling it")
     compiling.set_ylim(top=compiling.get_ylim()[1] * 4)

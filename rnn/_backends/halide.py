@@ -375,10 +375,10 @@ def _masks(walk: Walk, cell: CellEquations, T: int, N: int, H: int, dtype: np.dt
     return reset, mask, zoneout
 
 
-def check_schedule(schedule: str) -> None:
-    """Raises ValueError for a schedule that there is not."""
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule: expected one of {', '.join(SCHEDULES)}, got {schedule!r}")
+def check_schedule(schedule: str, known: Sequence[str] = SCHEDULES) -> None:
+    """Raises ValueError for a schedule that is not among those known."""
+    if schedule not in known:
+        raise ValueError(f"schedule: expected one of {', '.join(known)}, got {schedule!r}")
 
 
 class Compiled(Kernels):

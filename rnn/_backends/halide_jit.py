@@ -1,8 +1,11 @@
-"""The same generators through Halide's JIT: compiled at the first call, for any cell, schedule and dtype."""
+"""The same generators through Halide's JIT: compiled at the first call, for any cell, schedule and dtype, and by one of
+Halide's autoschedulers too."""
 
 from __future__ import annotations
 
 import ctypes
+import threading
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,15 +17,57 @@ from .._threads import get_num_threads
 from ..backend import BackendUnavailable
 from ..cells import CellEquations
 from .base import Backend
-from .halide import HalideBackend, Kernel, Kernels, check_schedule
+from .halide import SCHEDULES, HalideBackend, Kernel, Kernels, check_schedule
+
+AUTOMATIC = ("li2018",)
+"""Autoschedulers, as schedules: halide_gen/schedules.py says which there are besides. What li2018 makes of BPTT wants a
+readout: it looks at `weight_ho` where there is none too, and Halide's check of the bounds says so."""
+
+_lock = threading.Lock()
+_made: dict[tuple[Any, ...], Any] = {}
 
 
-@cache
-def _compiled(generator: str, cell: CellEquations | None, schedule: str, dtype: str, masked: bool) -> Any:
+def _compiled(
+    generator: str, cell: CellEquations | None, schedule: str, dtype: str, masked: bool, arguments: Sequence[Any]
+) -> Any:
+    """A pipeline as a function. `arguments` of the first call: the sizes that an autoscheduler is told to expect."""
     import halide as hl
 
-    with hl.GeneratorContext(hl.get_jit_target_from_environment()):
-        return pipeline(generator, cell, schedule, dtype, masked).compile_to_callable()
+    what = generator, cell, schedule, dtype, masked
+    with _lock:
+        if what not in _made:
+            target = hl.get_jit_target_from_environment()
+            with hl.GeneratorContext(target):
+                made = pipeline(*what)
+                if schedule in AUTOMATIC:
+                    _made[what] = _autoscheduled(made, schedule, target, arguments)
+                else:
+                    _made[what] = made.compile_to_callable()
+        return _made[what]
+
+
+def _autoscheduled(made: Any, scheduler: str, target: Any, arguments: Sequence[Any]) -> Any:
+    import halide as hl
+
+    hl.load_plugin(str(Path(hl.install_dir()) / "lib64" / f"libautoschedule_{scheduler}.so"))
+    built = made._build_pipeline()  # as its compile_to_callable does
+    inputs = [
+        made._get_input_parameter(argument.name)
+        for argument in made._get_arginfos()
+        if argument.dir == hl.ArgInfoDirection.Input
+    ]
+    for parameter, value in zip(inputs, arguments, strict=False):
+        if isinstance(value, int):
+            parameter.set_estimate(hl.Expr(value))
+        else:
+            for dimension, extent in enumerate(reversed(value.shape)):
+                parameter.set_min_constraint_estimate(dimension, hl.Expr(0))
+                parameter.set_extent_constraint_estimate(dimension, hl.Expr(extent))
+    for output, value in zip(built.outputs(), arguments[len(inputs) :], strict=True):
+        output.set_estimates([(0, extent) for extent in reversed(value.shape)])
+    parallelism = {"parallelism": str(get_num_threads())}
+    built.apply_autoscheduler(target, hl.AutoschedulerParams(scheduler.capitalize(), parallelism))
+    return built.compile_to_callable([parameter._to_argument() for parameter in inputs], target)
 
 
 @cache
@@ -61,17 +106,18 @@ class Jit(Kernels):
             return hl.Buffer(value if value.flags.writeable else np.array(value, order="C"))
 
         def call(*arguments: Any) -> None:
-            compiled = _compiled(generator, cell, self._schedule, dtype, masked)
             threads = get_num_threads()
+            given = threads, *arguments
+            compiled = _compiled(generator, cell, self._schedule, dtype, masked, given)
             _set_pool_size(threads)
-            compiled(threads, *(argument(value) for value in arguments))
+            compiled(*(argument(value) for value in given))
 
         return call
 
 
 def load(schedule: str = "tuned") -> Backend:
     """The generators under a schedule. Raises ValueError for an unknown schedule, BackendUnavailable without Halide."""
-    check_schedule(schedule)
+    check_schedule(schedule, SCHEDULES + AUTOMATIC)
     try:
         import halide  # noqa: F401
     except ImportError as reason:
