@@ -81,7 +81,7 @@ def summary(session: Session) -> list[str]:
                 f"in the geometric mean over {len(best)} figures; {behind} of them are below 1."
             )
             if name == "peers" and not session.whole_grid:
-                lines[-1] += " They are a third of the grid; `python3 bench peers` measures all of it."
+                lines[-1] += " They are a sample of the grid; `python3 bench peers` measures all of it."
     return lines
 
 

@@ -105,7 +105,7 @@ class Session:
     learned: dict[str, tuple[rnn.tasks.Task, list[Array]]] = field(default_factory=dict)
     """Case -> its data, and what we made of the held-out part."""
     whole_grid: bool = True
-    """Whether `peers` measures all problems of the grid, which takes longer than everything else, or a third."""
+    """Whether `peers` measures all problems of the grid, which takes longer than everything else, or a sample."""
     absent: dict[str, str] = field(default_factory=dict)
     """Implementation -> why it wasn't measured. To be said wherever its figures would be."""
     failures: list[str] = field(default_factory=list)

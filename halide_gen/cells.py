@@ -29,6 +29,7 @@ class Cell:
     gates: Sequence[str]
     states: Sequence[str] = ("h",)
     vectors: Sequence[str] = ()
+    rare = False  # few people use it: its kernels do with the fewest tiles, and compile in half the time
 
     step: Step
     """(x, u, *states) -> the states after a time step: a value, or a tuple of them."""
@@ -81,6 +82,7 @@ class CoupledLSTM(Cell):
 
     gates = ("i", "g", "o")
     states = ("h", "c")
+    rare = True
 
     def step(self, x: Any, u: Any, h: Value, c: Value) -> tuple[Value, Value]:
         i = sigmoid(x.i + u.i(h))

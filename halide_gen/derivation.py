@@ -106,6 +106,7 @@ class Derivation:
     new: tuple[Expression, ...]  # the states after the step
     kept: tuple[Expression, ...]  # what BPTT wants to see again, beside states
     phases: int
+    rare: bool
 
     gradient_leaves: tuple[Expression, ...]  # of the new states, in whole
     back_sums: tuple[BackSum, ...]
@@ -130,8 +131,8 @@ class Derivation:
     @property
     def lean(self) -> int:
         """With how few tiles its kernels do, each of which takes its time to compile (machine.py): 0, with all; 1, the
-        step is long; 2, few people use it: masks, vectors, several phases."""
-        if self.masked or self.vectors or self.phases > 1:
+        step is long; 2, few people use it: masks, vectors, several phases, or the cell says so."""
+        if self.masked or self.vectors or self.phases > 1 or self.rare:
             return 2
         return int(len(self.sums) > 1)
 
@@ -225,6 +226,7 @@ def derive(cell: Cell, masked: bool = False) -> Derivation:
         new=new,
         kept=kept,
         phases=phases,
+        rare=getattr(cell, "rare", False),
         gradient_leaves=d_new,
         back_sums=back_sums,
         from_operands=from_operands,

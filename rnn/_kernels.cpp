@@ -421,10 +421,10 @@ void report_error(void *context, const char *text) {
 // The kernels of single steps check nothing: that took 0.14 of 0.29 us, LSTM, 8 units. Stepper does it for them.
 bool checks_itself(const Kernel &kernel) { return kernel.name.rfind("step_", 0) != 0; }
 
-// Bytes in a call's arrays from which on it uses other threads, which may be asleep. Zen 4, 2 threads against 1, forward
-// passes and training steps: 190 to 290 KiB 1.3 to 1.6 times as fast, 80 to 180 KiB 0.9 to 1.5, and 0.5 where one had to
-// be woken.
-std::atomic<size_t> worth_sharing{3 << 16};
+// Bytes in a call's arrays from which on it uses other threads, which may be asleep, or kept from running. Zen 4, 2 threads
+// against 1, forward passes and training steps of 190 to 290 KiB: 1.3 to 1.6 times as fast alone on the machine, 0.8 to 1.1
+// beside other work; 400 KiB, 16 wide, 0.85; above 512 KiB 1.2 to 1.6 either way.
+std::atomic<size_t> worth_sharing{1 << 19};
 
 void run(const Kernel &kernel, nb::args given) {
     if (!checks_itself(kernel)) {

@@ -122,7 +122,7 @@ def test_what_was_measured_before_a_stop_is_written(
     assert len(results.read(tmp_path / "peers.csv")) == len(session.rows) == 4
 
 
-@pytest.mark.parametrize(("whole", "expected"), [(True, problems.GRID), (False, problems.GRID[::3])])
+@pytest.mark.parametrize(("whole", "expected"), [(True, problems.GRID), (False, measures.SAMPLE)])
 def test_peers_take_the_whole_grid_only_where_they_are_asked_for(
     session: runner.Session, monkeypatch: pytest.MonkeyPatch, whole: bool, expected: list[problems.Problem]
 ) -> None:

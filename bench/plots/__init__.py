@@ -32,7 +32,7 @@ DRAW: dict[str, Callable[[Session], Figure]] = {
 def draw(name: str, session: Session) -> list[Path]:
     """Write one plot; with `tasks` also the pictures of what was learned. The files."""
     figure = DRAW[name](session)
-    figure.supxlabel(footer(session), fontsize=7, x=0.01, ha="left")
+    figure.supxlabel(footer(session, figure.get_figwidth()), fontsize=7, x=0.01, ha="left")
     paths = [session.out / f"{name}{end}" for end in ENDS]
     for path in paths:
         save_figure(figure, path)
@@ -41,6 +41,6 @@ def draw(name: str, session: Session) -> list[Path]:
             for end in ENDS:
                 path = session.out / f"learned-{case.replace(' ', '-')}{end}"
                 title = f"{case}: held out, never trained on."
-                draw_panels(path, task.name, task.lag, task.test, outputs, title=title, footer=footer(session))
+                draw_panels(path, task.name, task.lag, task.test, outputs, title=title, footer=footer(session, 11))
                 paths.append(path)
     return paths

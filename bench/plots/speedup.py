@@ -17,16 +17,19 @@ def draw(session: Session) -> Figure:
     grid = figure.subplots(len(WIDTHS), len(session.counts), sharey=True, sharex=True, squeeze=False)
     for line, (case, widths) in zip(grid, WIDTHS.items(), strict=True):
         for axes, threads in zip(line, session.counts, strict=True):
-            for name in rivals:
-                points = []
+            curves: dict[str, dict[int, float]] = {name: {} for name in rivals}
+            for name, curve in curves.items():
                 for width in widths:
                     ours, other = (rows.get((f"{case.name}, {width} wide", threads, who)) for who in (OURS, name))
                     if ours and other:
-                        points.append((width, other.seconds_min / ours.seconds_min))
-                axes.plot(*zip(*points, strict=True), label=f"over {label(name)}", markersize=7, **STYLES[name])
-                for point in points:
-                    text = f"{point[1]:.2f}" if point[1] < 9.95 else f"{point[1]:.0f}"
-                    axes.annotate(text, point, (0, 6), textcoords="offset points", fontsize=8, ha="center")
+                        curve[width] = other.seconds_min / ours.seconds_min
+            for name, curve in curves.items():
+                axes.plot(*zip(*curve.items(), strict=True), label=f"over {label(name)}", markersize=7, **STYLES[name])
+                for width, ratio in curve.items():
+                    text = f"{ratio:.2f}" if ratio < 9.95 else f"{ratio:.0f}"
+                    lowest = ratio == min(other.get(width, ratio) for other in curves.values())
+                    place = {"xytext": (0, -6 if lowest else 6), "va": "top" if lowest else "bottom"}
+                    axes.annotate(text, (width, ratio), textcoords="offset points", fontsize=8, ha="center", **place)
             axes.axhline(1, color="black", linewidth=1)
             axes.margins(y=0.12)
             axes.set_xscale("log", base=2)

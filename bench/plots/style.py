@@ -35,7 +35,7 @@ LABELS = {
     "jax": "JAX",
 }
 GRID: dict[str, Any] = {"color": "0.9", "linewidth": 0.8, "which": "both"}
-FOOTER_WIDTH = 210
+FOOTER = 18  # characters of a footer an inch
 
 
 def label(name: str) -> str:
@@ -54,12 +54,12 @@ def plain_log(*axes: Axis) -> None:
         axis.set_minor_formatter(NullFormatter())
 
 
-def footer(session: Session) -> str:
-    """The machine card, under whatever could not be measured."""
+def footer(session: Session, inches: float) -> str:
+    """The machine card, under whatever could not be measured, for a picture so many inches wide."""
     missing = [f"NOT MEASURED: {label(name)}: {reason}" for name, reason in session.absent.items()]
     missing += [f"WRONG, NOT TIMED: {failure}" for failure in session.failures]
     entries = [*missing, *text(session.card).splitlines()]
-    lines = [line for entry in entries for line in textwrap.wrap(entry, FOOTER_WIDTH)]
+    lines = [line for entry in entries for line in textwrap.wrap(entry, int(FOOTER * inches))]
     return "\n".join(lines)
 
 
