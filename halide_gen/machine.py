@@ -16,8 +16,8 @@ An LSTM's forward pass with 8 rows and two sums at a time against 6 rows and all
 (of 512 units) and 1.07 with 32, which 6 does not divide, but 0.96 with 48.
 
 With 4 rows, tiles of 4 against tiles of 6 and 8: LSTM and GRU from 256 to 1536 wide 1.3 to 1.5 times as fast, from 8 to
-128 wide 1.2 to 1.5. With 3, against single rows, 1.1 to 1.5, but 0.83 for 24 and 32 units; with 2, 0.8 where L2 holds
-the weights.
+128 wide 1.2 to 1.5; RNN from 48 to 1024 wide 1.3 to 1.5, training 1.15 to 1.3. With 3, against single rows, RNN 1024
+wide 1.2, LSTM 128 wide 1.0, 24 and 32 wide 0.83, RNN 40 wide 0.65; with 2, RNN 1024 wide 0.88.
 
 With fewer rows of padding (Zen 5, 285 GFLOP/s at peak), against the tiles of 8 rows and, LSTM, 6 and 8 alone:
 
@@ -104,7 +104,7 @@ class Machine(NamedTuple):
     single_narrow: Tile | None = None  # fewer than FEW rows, and no more hidden units than lanes in two vectors
     others: tuple[Tile, ...] = ()  # where one pads fewer rows than `wide`; the first of those that pad the fewest
     narrow: Tile | None = None  # no more hidden units than lanes in a vector
-    few: Tile | None = None  # 3 or 4 rows
+    few: Tile | None = None  # 4 rows, and 3 whose steps are worth sharing: see SPLIT_UNITS
     shared: Tile | None = None  # for weights that no cache holds: see SHARED_WEIGHTS
     thin: Tile | None = None  # where it pads less than `wide` and all `others`
     broad: Tile | None = None  # of a recurrence, where it pads no more than `wide`
@@ -118,13 +118,14 @@ MACHINES = {
     # 32 registers, multiply-adds with a broadcast operand from memory; a single row wants two or more sums in flight
     "avx512": {
         # with 10 rows LLVM spills sums in the loop over k
-        0: Machine(Tile(2, 8), Tile(4, 1, 6), shared=Tile(1, 8), thin=Tile(1, 8), broad=Tile(4, 6)),
+        0: Machine(Tile(2, 8), Tile(4, 1, 6), few=Tile(4, 4), shared=Tile(1, 8), thin=Tile(1, 8), broad=Tile(4, 6)),
         1: Machine(
             Tile(2, 8),
             Tile(4, 1, 6),
             Tile(2, 1, 8),
             others=(Tile(2, 10), Tile(2, 6)),
             narrow=Tile(1, 8),
+            few=Tile(4, 4),
             shared=Tile(2, 8),
             thin=Tile(1, 10),
             turning=Tile(4, 1, 6, turns=True),
@@ -220,7 +221,8 @@ def offers(
         return padded(tile) * tile.vectors * blocks(width, tile.vectors * lanes)
 
     if tiles.few is not None and weights is not None:
-        yield "few", tiles.few, (rows > 2) & (rows <= tiles.few.rows)
+        enough = (rows == tiles.few.rows) | (rows == tiles.few.rows - 1) & (weights >= SPLIT_UNITS)
+        yield "few", tiles.few, enough & (area(tiles.few) < area(tiles.wide))
     if tiles.turning is not None and weights is not None:
         yield "turning", tiles.turning, (rows < FEW) & (width > 2 * lanes) & (weights < SPLIT_UNITS)
     if tiles.single_narrow is not None:

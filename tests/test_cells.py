@@ -206,7 +206,8 @@ TILES = [
     ("few", "gru", 211, 4), ("single", "gru", 211, 2), ("rows_5", "gru", 211, 5), ("rows_6", "gru", 211, 12),
     ("rows_10", "rnn_tanh", 363, 10), ("rows_6", "rnn_tanh", 363, 6), ("rows_8", "lstm", 187, 7),
     ("rows_10", "lstm", 187, 20), ("broad", "lstm", 187, 12), ("broad", "gru", 245, 18),
-    ("turning", "rnn_tanh", 173, 2), ("single", "rnn_tanh", 183, 2), ("single", "lstm", 91, 1), ("few", "lstm", 23, 3),
+    ("turning", "rnn_tanh", 173, 2), ("single", "rnn_tanh", 183, 2), ("single", "lstm", 91, 1), ("few", "lstm", 23, 4),
+    ("few", "rnn_tanh", 49, 4), ("few", "rnn_tanh", 183, 3),
     ("thin", "rnn_tanh", 100, 20), ("thin", "lstm", 40, 7), ("thin", "gru", 9, 7),
 ]  # fmt: skip
 """(tile, cell, units, rows) that take it on AVX-512 (halide_gen/machine.py): just enough weights for two to four blocks
