@@ -27,8 +27,8 @@ def main(arguments: Sequence[str]) -> int:
         return main_compare(arguments[1:])
     parser = argparse.ArgumentParser(
         prog="python3 bench",
-        description="Measure and plot everything (12 minutes; --quick: 5), or what is named: `peers` in whole, where "
-        "everything takes a third of its problems. compare OLD.csv NEW.csv: what got slower.",
+        description="Measure and plot everything (a quarter of an hour; --quick: 5 minutes), or what is named: `peers` "
+        "in whole, where everything takes a sample of its problems. compare OLD.csv NEW.csv: what got slower.",
     )
     known = ", ".join(MEASURES)
     parser.add_argument("name", nargs="*", choices=[*MEASURES, []], metavar="NAME", help=f"of {known}; default: all")

@@ -71,7 +71,9 @@ class Gradients:
         g.d_bias_o[a] = d_bias_o[a]
 
         # ---- schedule
-        for gradient in (g.sums, g.d_bias_o) if plan.by_hand else ():
+        if not plan.by_hand:
+            return
+        for gradient in (g.sums, g.d_bias_o):
             gradient.vectorize(a, plan.lanes, hl.TailStrategy.GuardWithIf)
 
 

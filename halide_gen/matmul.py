@@ -201,7 +201,9 @@ def project(
         made.append((blocked, once))
 
     # ---- schedule
-    for i, (blocked, once) in enumerate(made if schedule.by_hand else []):
+    if not schedule.by_hand:
+        return
+    for i, (blocked, once) in enumerate(made):
         layout = blocked.layout
         jo, ji, no, ni, to, ti, chunk = (
             hl.Var(f"{v}_{layout.name}") for v in ("jo", "ji", "no", "ni", "to", "ti", "chunk")
@@ -348,8 +350,10 @@ def outer_sum(
         made.append((layout, pack_across, pack_down, label, panel, l, packed, tile, r, partial, total, p, turned, once))
 
     # ---- schedule
+    if not schedule.by_hand:
+        return
     lanes, guard = schedule.lanes, hl.TailStrategy.GuardWithIf
-    for i, made_one in enumerate(made if schedule.by_hand else []):
+    for i, made_one in enumerate(made):
         layout, pack_across, pack_down, label, panel, l, packed, tile, r, partial, total, p, turned, once = made_one
         ao, av, ai, do, di = (hl.Var(f"{v}_{label}") for v in ("ao", "av", "ai", "do", "di"))
         # Squares of lanes x lanes, which stay in L1, and along the rows of `out`.

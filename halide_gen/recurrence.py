@@ -384,7 +384,9 @@ def sequence(
         made.append((recurrence, once))
 
     # ---- schedule
-    for number, (recurrence, once) in enumerate(made if plan.by_hand else []):
+    if not plan.by_hand:
+        return
+    for number, (recurrence, once) in enumerate(made):
         layout = recurrence.layout
         jo, ji, batch, group, row, vo, vi = (
             hl.Var(f"{v}_{layout.name}") for v in ("jo", "ji", "batch", "group", "row", "vo", "vi")

@@ -101,6 +101,18 @@ def pipeline(generator: str, cell: CellEquations | None, schedule: str, dtype: s
     return getattr(_generators.module(generator), CLASSES[generator])(parameters)
 
 
+def built(generator: Any) -> tuple[Any, list[Any]]:
+    """A generator's pipeline, as its compile_to_callable builds it, and the parameters of its inputs in order."""
+    import halide as hl
+
+    made = generator._build_pipeline()
+    return made, [
+        generator._get_input_parameter(argument.name)
+        for argument in generator._get_arginfos()
+        if argument.dir == hl.ArgInfoDirection.Input
+    ]
+
+
 def _symbol(direction: str, cell: CellEquations) -> str:
     return f"{direction}_{cell.digest}"
 
@@ -134,14 +146,9 @@ def _make(path: Path, direction: str, cell: CellEquations, dtype: str, masked: b
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="building-") as scratch:
         made, exports, linked = (Path(scratch, part) for part in ("kernel.o", "exports.map", "kernel.so"))
         with hl.GeneratorContext(target):
-            generator = pipeline(direction, cell, "tuned", dtype, masked)
-            built = generator._build_pipeline()  # as its compile_to_callable does
-            arguments = [
-                generator._get_input_parameter(argument.name)._to_argument()
-                for argument in generator._get_arginfos()
-                if argument.dir == hl.ArgInfoDirection.Input
-            ]
-            built.compile_to({hl.OutputFileType.object: str(made)}, arguments, name, target)
+            kernel, inputs = built(pipeline(direction, cell, "tuned", dtype, masked))
+            arguments = [parameter._to_argument() for parameter in inputs]
+            kernel.compile_to({hl.OutputFileType.object: str(made)}, arguments, name, target)
         exports.write_text(EXPORTS.format(name=name))
         command = [linker, "-shared", "-o", linked, made, f"-Wl,--version-script={exports}", "-lpthread", "-ldl", "-lm"]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)

@@ -127,15 +127,19 @@ def innermost_loops(assembly: str) -> list[list[str]]:
 
 
 LAYOUTS = {
-    ("rnn_tanh", "forward"): ("wide", "thin", "rows_10", "rows_6", "single", "turning", "narrow", "single_narrow"),
-    ("rnn_tanh", "bptt"): ("wide", "thin", "rows_10", "rows_6", "single", "turning", "narrow", "single_narrow"),
+    ("rnn_tanh", "forward"): (
+        "wide", "few", "thin", "rows_10", "rows_6", "single", "turning", "narrow", "single_narrow",
+    ),
+    ("rnn_tanh", "bptt"): (
+        "wide", "few", "thin", "rows_10", "rows_6", "single", "turning", "narrow", "single_narrow",
+    ),
     ("lstm", "forward"): ("wide", "rows_8", "rows_10", "single", "few"),
-    ("lstm", "bptt"): ("wide", "thin", "broad", "single"),
+    ("lstm", "bptt"): ("wide", "few", "thin", "broad", "single"),
     ("gru", "forward"): ("wide", "rows_6", "rows_5", "single", "few"),
-    ("gru", "bptt"): ("wide", "thin", "broad", "single"),
+    ("gru", "bptt"): ("wide", "few", "thin", "broad", "single"),
     ("gru_reset_before", "forward"): ("wide", "single"),
     ("gru_reset_before", "bptt"): ("wide", "single"),
-}
+}  # fmt: skip
 LAYOUTS_AVX2 = {
     ("rnn_tanh", "forward"): ("wide", "rows_4", "single"),
     ("lstm", "forward"): ("wide", "rows_4", "single"),
@@ -157,13 +161,9 @@ def test_the_loop_over_k_holds_multiply_adds_and_loads_and_no_stores(
     func, stage = {"forward": ("layer", 3), "bptt": ("back", 4)}[direction]
     with hl.GeneratorContext(hl.Target(on)):
         generator = _compiler.pipeline(direction, BUILT_IN[cell], "tuned", "float32", False)
-        pipeline = generator._build_pipeline()
-        inputs = [
-            generator._get_input_parameter(a.name)._to_argument()
-            for a in generator._get_arginfos()
-            if a.dir == hl.ArgInfoDirection.Input
-        ]
-    pipeline.compile_to_assembly(str(tmp_path / "tuned.s"), inputs, direction, hl.Target(on))
+        pipeline, inputs = _compiler.built(generator)
+        arguments = [parameter._to_argument() for parameter in inputs]
+    pipeline.compile_to_assembly(str(tmp_path / "tuned.s"), arguments, direction, hl.Target(on))
     loops = innermost_loops((tmp_path / "tuned.s").read_text())
     # LLVM names a block after the loop variable: the last stage of the recurrence, the one over k
     for layout in names:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from rnn.tasks.pictures import draw_panels, save_figure
+from rnn.tasks.pictures import WIDTH, draw_panels, save_figure
 
 from ..runner import Session
 from . import first_step, growth, ladder, memory, peers, roofline, speedup, tasks, threads
@@ -41,6 +41,6 @@ def draw(name: str, session: Session) -> list[Path]:
             for end in ENDS:
                 path = session.out / f"learned-{case.replace(' ', '-')}{end}"
                 title = f"{case}: held out, never trained on."
-                draw_panels(path, task.name, task.lag, task.test, outputs, title=title, footer=footer(session, 11))
+                draw_panels(path, task.name, task.lag, task.test, outputs, title=title, footer=footer(session, WIDTH))
                 paths.append(path)
     return paths

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .._compiler import pipeline
+from .._compiler import built, pipeline
 from .._threads import get_num_threads
 from ..backend import BackendUnavailable
 from ..cells import CellEquations
@@ -50,12 +50,7 @@ def _autoscheduled(made: Any, scheduler: str, target: Any, arguments: Sequence[A
     import halide as hl
 
     hl.load_plugin(str(Path(hl.install_dir()) / "lib64" / f"libautoschedule_{scheduler}.so"))
-    built = made._build_pipeline()  # as its compile_to_callable does
-    inputs = [
-        made._get_input_parameter(argument.name)
-        for argument in made._get_arginfos()
-        if argument.dir == hl.ArgInfoDirection.Input
-    ]
+    kernel, inputs = built(made)
     for parameter, value in zip(inputs, arguments, strict=False):
         if isinstance(value, int):
             parameter.set_estimate(hl.Expr(value))
@@ -63,11 +58,11 @@ def _autoscheduled(made: Any, scheduler: str, target: Any, arguments: Sequence[A
             for dimension, extent in enumerate(reversed(value.shape)):
                 parameter.set_min_constraint_estimate(dimension, hl.Expr(0))
                 parameter.set_extent_constraint_estimate(dimension, hl.Expr(extent))
-    for output, value in zip(built.outputs(), arguments[len(inputs) :], strict=True):
+    for output, value in zip(kernel.outputs(), arguments[len(inputs) :], strict=True):
         output.set_estimates([(0, extent) for extent in reversed(value.shape)])
     parallelism = {"parallelism": str(get_num_threads())}
-    built.apply_autoscheduler(target, hl.AutoschedulerParams(scheduler.capitalize(), parallelism))
-    return built.compile_to_callable([parameter._to_argument() for parameter in inputs], target)
+    kernel.apply_autoscheduler(target, hl.AutoschedulerParams(scheduler.capitalize(), parallelism))
+    return kernel.compile_to_callable([parameter._to_argument() for parameter in inputs], target)
 
 
 @cache

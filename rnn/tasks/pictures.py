@@ -22,6 +22,8 @@ __all__ = ["draw_bits", "draw_loss", "draw_panels", "save_figure"]
 ERROR_SHOWN = 10
 """The error is drawn so many times stronger than the target, or nothing could be seen of it."""
 FRAMES_SHOWN = 3
+WIDTH = 13
+"""Inches of a picture of samples."""
 MOST_SAMPLES = 6
 
 
@@ -54,7 +56,7 @@ def draw_panels(
     ]
     heights = [max(0.5, min(4.0, 3 * row.images[0].shape[0] / row.images[0].shape[1])) for row in rows]
     total = sum(heights) + 0.35 * len(rows) + 0.5
-    figure = Figure(figsize=(13, total), layout="constrained")
+    figure = Figure(figsize=(WIDTH, total), layout="constrained")
     axes = figure.subplots(len(rows), 4, squeeze=False, height_ratios=heights)
     step = f"t-{lag}"
     titles = ("input", f"expected: in[t] - in[{step}]", "learned", f"error, {ERROR_SHOWN} times stronger")
