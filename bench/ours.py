@@ -39,6 +39,7 @@ class Network:
             **options,
         )
         self.layer.weights = dict(weights)
+        self.frozen = False
         self.objective = objective
         self.loss = RelativeError(1 / objective.scale, objective.skip)
         self.optimizer: SGD | Adam = SGD(1.0) if objective.update == "sgd" else Adam(1.0)
@@ -47,6 +48,10 @@ class Network:
         return Batch(x, target)
 
     def forward(self, batch: Batch) -> Array:
+        """With frozen weights, as in an application that runs a trained net: nobody changes them between calls."""
+        if not self.frozen:
+            self.layer.freeze()
+            self.frozen = True
         output, _ = self.layer(batch.x)
         return output
 
@@ -56,6 +61,7 @@ class Network:
             clip_norm(gradients.weights, CLIP_NORM)
         self.optimizer.lr = rate
         self.optimizer.step(self.layer.weights, gradients.weights)
+        self.frozen = False
         return loss
 
     def gradients(self, batch: Batch) -> dict[str, Array]:

@@ -11,7 +11,7 @@ from blocks import inside, starts_at_zero
 from cells import CELLS
 from derivation import derive
 from frames import BackFrame, kept_apart
-from matmul import Projection, Weight
+from matmul import Packed, Projection
 from recurrence import Equations, Place, Recurrence, sequence
 from schedules import schedule
 from walk import Walk
@@ -36,8 +36,8 @@ class BPTT:
         self.add_input("threads", hl.InputScalar(hl.Int(32)))
         self.add_input("reverse", hl.InputScalar(hl.Int(32)))
         self.add_input("lengths", hl.InputBuffer(hl.Int(32), 1))  # (N,)
-        self.add_input("weight_hh", hl.InputBuffer(dtype, 2))  # (B H, H)
-        self.add_input("weight_ho", hl.InputBuffer(dtype, 2))  # (O, H)
+        self.add_input("weight_hh", hl.InputBuffer(dtype, 1))  # (B H, H), packed by columns (pack.py)
+        self.add_input("weight_ho", hl.InputBuffer(dtype, 1))  # (O, H), packed by columns
         self.add_input("vectors", hl.InputBuffer(dtype, 2))  # (V, H)
         self.add_input("tape", hl.InputBuffer(dtype, 4))  # (S or more, T + 1, N, H), from the forward pass
         self.add_input("d_output", hl.InputBuffer(dtype, 3))  # (T, N, O)
@@ -53,14 +53,13 @@ class BPTT:
 
     def generate(self: Any) -> None:
         g: Any = self
-        starts_at_zero(g.lengths, g.weight_hh, g.weight_ho, g.vectors, g.tape, g.d_output, g.d_states)
-        starts_at_zero(g.d_last, g.deltas)
+        starts_at_zero(g.lengths, g.vectors, g.tape, g.d_output, g.d_states, g.d_last, g.deltas)
         if g.masked:
             starts_at_zero(g.reset, g.mask, g.zoneout)
         cell, dtype = derive(CELLS[g.cell], bool(g.masked)), g.tape.type()
         plan = schedule(g.schedule, g.target(), dtype)
         H, N, T = g.d_last.dim(0).extent(), g.lengths.dim(0).extent(), g.d_states.dim(2).extent()
-        O = g.weight_ho.dim(1).extent()
+        O = g.d_output.dim(0).extent()
         walk = Walk(T, g.reverse, g.lengths, g.reset if g.masked else None)
         zero = hl.cast(dtype, 0)
 
@@ -119,17 +118,16 @@ class BPTT:
             width=H,
             rows=N,
             steps=T + 1,
+            sums=cell.back_sums_at_once,
             lean=cell.lean,
             ahead=1,
             places=made,
             projection=Projection(
-                weight=Weight(lambda _, o, j: g.weight_ho[j, o], rows_of_k=False),
+                weight=Packed(g.weight_ho),
                 factor=lambda o, n, s: g.d_output[o, n, walk.time(T + 1 - s, n)],
                 extent=O,
             ),
-            weights=Weight(lambda b, k, j: g.weight_hh[j, b * H + k], rows_of_k=False, gates=len(cell.hidden))
-            if cell.hidden
-            else None,
+            weights=Packed(g.weight_hh, len(cell.hidden)) if cell.hidden else None,
             step=frame.step,
             constants=constants,
             flags=[

@@ -137,6 +137,16 @@ class Derivation:
         return max(self.own_lean, int(len(self.sums) > 1))
 
     @property
+    def sums_at_once(self) -> int:
+        """The most recurrent products that a unit sums up in one phase."""
+        return _most([s.phase for s in self.sums if s.hidden is not None])
+
+    @property
+    def back_sums_at_once(self) -> int:
+        """The same of BPTT."""
+        return _most([s.phase for s in self.back_sums])
+
+    @property
     def one_delta(self) -> bool:
         """Whether the input's and the recurrent products' gradients are the same ones."""
         return not self.hidden or self.delta_inputs == self.delta_hidden
@@ -145,6 +155,10 @@ class Derivation:
     def deltas(self) -> tuple[Expression, ...]:
         """What a backward step puts out: for W_ih, for W_hh where they differ, and for the vectors."""
         return self.delta_inputs + (() if self.one_delta else self.delta_hidden) + self.delta_vectors
+
+
+def _most(phases: list[int]) -> int:
+    return max((phases.count(phase) for phase in phases), default=1)
 
 
 def derive(cell: Cell, masked: bool = False) -> Derivation:

@@ -12,7 +12,7 @@ from cells import CELLS
 from derivation import MASK, Sum, derive
 from expressions import Expression
 from frames import ForwardFrame, compute, kept_apart, where
-from matmul import Projection, Weight
+from matmul import Packed, Projection
 from recurrence import Equations, Place, Recurrence, sequence
 from schedules import schedule
 from walk import Walk
@@ -40,8 +40,8 @@ class Forward:
         self.add_input("lengths", hl.InputBuffer(hl.Int(32), 1))  # (N,)
         self.add_input("x", hl.InputBuffer(dtype, 3))  # (T, N, I)
         self.add_input("initial", hl.InputBuffer(dtype, 3))  # (S, N, H)
-        self.add_input("weight_ih", hl.InputBuffer(dtype, 2))  # (A H, I)
-        self.add_input("weight_hh", hl.InputBuffer(dtype, 2))  # (B H, H)
+        self.add_input("weight_ih", hl.InputBuffer(dtype, 1))  # (A H, I), packed by rows (pack.py)
+        self.add_input("weight_hh", hl.InputBuffer(dtype, 1))  # (B H, H), packed by rows
         self.add_input("bias_ih", hl.InputBuffer(dtype, 1))  # (A H,)
         self.add_input("bias_hh", hl.InputBuffer(dtype, 1))  # (B H,)
         self.add_input("vectors", hl.InputBuffer(dtype, 2))  # (V, H)
@@ -54,8 +54,7 @@ class Forward:
 
     def generate(self: Any) -> None:
         g: Any = self
-        starts_at_zero(g.lengths, g.x, g.initial, g.weight_ih, g.weight_hh, g.bias_ih, g.bias_hh, g.vectors)
-        starts_at_zero(g.tape)
+        starts_at_zero(g.lengths, g.x, g.initial, g.bias_ih, g.bias_hh, g.vectors, g.tape)
         if g.masked:
             starts_at_zero(g.reset, g.mask, g.zoneout)
         cell = derive(CELLS[g.cell], bool(g.masked))
@@ -129,18 +128,17 @@ class Forward:
             width=H,
             rows=N,
             steps=T,
+            sums=cell.sums_at_once,
             lean=cell.lean,
             ahead=0,
             places=places(),
             projection=Projection(
-                weight=Weight(lambda a, k, j: g.weight_ih[k, a * H + j], rows_of_k=True, gates=len(cell.inputs)),
+                weight=Packed(g.weight_ih, len(cell.inputs)),
                 factor=lambda k, n, s: g.x[k, n, walk.time(s, n)],
                 extent=I,
                 bias=bias,
             ),
-            weights=Weight(lambda b, k, j: g.weight_hh[k, b * H + j], rows_of_k=True, gates=len(cell.hidden))
-            if cell.hidden
-            else None,
+            weights=Packed(g.weight_hh, len(cell.hidden)) if cell.hidden else None,
             step=frame.step,
             constants=constants,
             flags=[walk.goes_on, lambda s, n: walk.goes_on(s + 1, n)] if g.masked else [],

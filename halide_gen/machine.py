@@ -253,6 +253,18 @@ def offers(
     yield "wide", tiles.wide, rows >= 0
 
 
+def chosen(tiles: Tile | Machine, width: int, rows: int, lanes: int, weights: int | None = None) -> tuple[str, Tile]:
+    """(name, tile): the one that a kernel uses for these sizes, "block" where there is no choice."""
+    if isinstance(tiles, Tile):
+        return "block", tiles
+    return next((name, tile) for name, tile, holds in offers(tiles, width, rows, lanes, weights) if holds)
+
+
+def at_a_time(tile: Tile, gates: int) -> int:
+    """How many of so many gates a tile sums up in one loop over k."""
+    return gates if tile.sums is None or gates % tile.sums else tile.sums
+
+
 # AVX512_BF16, by the sums of a unit. Whole forward pass with I = H, one thread, GFLOP/s of 234 at peak:
 #
 #                    vectors x rows   H=256 N=48   H=1024 N=32

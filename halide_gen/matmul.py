@@ -5,12 +5,15 @@ All of them keep a register tile of sums (blocks.py) while the inner product run
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import halide as hl
 from blocks import Layout, blocks, inside, layouts, mostly_inside, only_if
+from machine import at_a_time
 from schedules import Schedule
 
 STEP_BLOCKS = 8  # blocks of steps that share a panel of weights, and that a thread takes at a time
@@ -34,11 +37,31 @@ class Weight:
     rows_of_k: bool
     gates: int = 1
 
+    def panel(self, name: str, width: hl.Expr, extent: hl.Expr, layout: Layout) -> Panel:
+        """Packed by the pipeline at hand, for a layout."""
+        return Panel(name, self, width, extent, layout.units, at_a_time(layout.tile, self.gates), layout.lanes)
 
-def gates_at_a_time(layout: Layout, weight: Weight) -> int:
-    """How many of the weight's gates a tile sums up in one loop over k."""
-    sums = layout.tile.sums
-    return weight.gates if sums is None or weight.gates % sums else sums
+
+@dataclass(frozen=True)
+class Packed:
+    """Weights that pack.py has packed for the layout that will be used, in one dimension."""
+
+    buffer: hl.ImageParam
+    gates: int = 1
+
+    def panel(self, name: str, width: hl.Expr, extent: hl.Expr, layout: Layout) -> PackedPanel:
+        """As it lies there, if that is the layout."""
+        return PackedPanel(self, extent, layout.units, at_a_time(layout.tile, self.gates))
+
+    def expect(self, width: hl.Expr, extent: hl.Expr, chosen: Sequence[tuple[Layout, hl.Expr]]) -> None:
+        """Have calls check that the buffer is as large as the layout wants whose condition holds, and that no vector
+        lies in two lines of the cache."""
+        sizes = (
+            hl.select(condition, blocks(width, layout.units) * layout.units * extent * self.gates, 0)
+            for layout, condition in chosen
+        )
+        self.buffer.set_host_alignment(chosen[0][0].lanes * self.buffer.type().bytes())
+        self.buffer.dim(0).set_bounds(0, functools.reduce(operator.add, sizes))
 
 
 class Turned:
@@ -73,26 +96,36 @@ class Turned:
 
 
 class Panel:
-    """A weight matrix packed for a layout: [lane, gate, k, block], zero beyond the last unit, contiguous in reading
-    order: the gates that a tile sums up at a time lie together. `extent`: how many k there are."""
+    """A weight matrix packed for blocks of `units`: [lane, gate, k, part, block], zero beyond the last unit, contiguous
+    in reading order: the `together` gates that a tile sums up at a time lie together, as one part. `extent`: how many k
+    there are."""
 
-    def __init__(self, name: str, weight: Weight, width: hl.Expr, extent: hl.Expr, layout: Layout) -> None:
-        self.layout, self.weight, self.together = layout, weight, gates_at_a_time(layout, weight)
+    def __init__(
+        self,
+        name: str,
+        weight: Weight,
+        width: hl.Expr,
+        extent: hl.Expr,
+        units: hl.Expr | int,
+        together: hl.Expr | int,
+        lanes: int,
+    ) -> None:
+        self.gates, self.together, self.lanes = weight.gates, together, lanes
         lane, gate, k, part, block = self.vars = tuple(hl.Var(v) for v in ("lane", "gate", "k", "part", "block"))
-        unit = block * layout.units + lane
-        gate_of_all = part * self.together + gate
+        unit = block * units + lane
+        gate_of_all = part * together + gate
         self.func = hl.Func(name)
         self.turned: Turned | None = None
-        if weight.rows_of_k and layout.lanes > 1:
+        if weight.rows_of_k and lanes > 1:
 
             def value_of(across: hl.Expr, down: hl.Expr) -> hl.Expr:
-                row = inside(block * layout.units + down, width)
+                row = inside(block * units + down, width)
                 return weight.value(gate_of_all, mostly_inside(across, extent), row)
 
-            self.turned = Turned(name, value_of, layout.lanes, (gate, part, block))
+            self.turned = Turned(name, value_of, lanes, (gate, part, block))
             value = self.turned.at(k, lane)
         else:
-            value = weight.value(gate_of_all, k, mostly_inside(unit, width))
+            value = weight.value(gate_of_all, inside(k, extent), mostly_inside(unit, width))
         self.func[lane, gate, k, part, block] = hl.select(unit < width, value, hl.cast(value.type(), 0))
 
     def __getitem__(self, index: tuple[Any, Any, Any, Any]) -> hl.Expr:
@@ -100,17 +133,41 @@ class Panel:
         return self.func[lane, gate % self.together, k, gate // self.together, block]
 
     def schedule(self) -> None:
+        """Before all that reads it."""
+        _, gate, _, part, _ = self.vars
+        self.func.compute_root().bound(gate, 0, self.together).bound(part, 0, self.gates // self.together)
+        self.schedule_stage(self.func, self.func)
+
+    def schedule_stage(self, func: hl.Func, stage: hl.Func | hl.Stage, *outermost: hl.RVar) -> None:
+        """A stage of `func` that is this panel, of whole vectors."""
         lane, gate, k, part, block = self.vars
-        self.func.compute_root().bound(gate, 0, self.together).bound(part, 0, self.weight.gates // self.together)
-        self.func.parallel(block)
-        lanes = self.layout.lanes
+        vector, whole = hl.Var("vector"), hl.TailStrategy.RoundUp
+        stage.split(lane, vector, lane, self.lanes, whole).vectorize(lane).parallel(block)
         if self.turned is None:
-            self.func.reorder(lane, k, gate, part, block).vectorize(lane, lanes)
+            stage.reorder(lane, vector, k, gate, part, block, *outermost)
             return
-        ko, ki, vector = hl.Var("ko"), hl.Var("ki"), hl.Var("vector")
-        self.func.split(k, ko, ki, self.turned.side, hl.TailStrategy.GuardWithIf).split(lane, vector, lane, lanes)
-        self.func.reorder(lane, ki, ko, vector, gate, part, block).vectorize(lane).unroll(ki)
-        self.turned.schedule(self.func, ko)
+        ko, ki = hl.Var("ko"), hl.Var("ki")
+        stage.split(k, ko, ki, self.turned.side, hl.TailStrategy.GuardWithIf)
+        stage.reorder(lane, ki, ko, vector, gate, part, block, *outermost).unroll(ki)
+        self.turned.schedule(func, ko)
+
+
+class PackedPanel:
+    """The same, from a buffer."""
+
+    def __init__(self, packed: Packed, extent: hl.Expr, units: int, together: int) -> None:
+        self.packed, self.extent, self.units, self.together = packed, extent, units, together
+
+    def __getitem__(self, index: tuple[Any, Any, Any, Any]) -> hl.Expr:
+        lane, gate, k, block = index
+        buffer, parts = self.packed.buffer, self.packed.gates // self.together
+        row = ((block * parts + gate // self.together) * self.extent + k) * self.together + gate % self.together
+        at = hl.unsafe_promise_clamped(row * self.units + lane, 0, buffer.dim(0).extent() - 1)
+        weight: hl.Expr = buffer[at]
+        return weight
+
+    def schedule(self) -> None:
+        """Nothing to do."""
 
 
 Value = Callable[[hl.Expr, hl.Expr, hl.Expr], hl.Expr]  # (unit, row, step)
@@ -120,7 +177,7 @@ Value = Callable[[hl.Expr, hl.Expr, hl.Expr], hl.Expr]  # (unit, row, step)
 class Projection:
     """bias(gate, unit) + sum_k weight(gate, k, unit) factor(k, row, step), k < extent."""
 
-    weight: Weight
+    weight: Weight | Packed
     factor: Value
     extent: hl.Expr
     bias: Callable[[hl.Expr, hl.Expr], hl.Expr] | None = None
@@ -144,7 +201,7 @@ class BlockedProjection:
         units, first = layout.place(block, group)
         n = inside(first + row, rows)
         t = inside(step, steps)
-        self.panel = Panel(f"{name}_panel", p.weight, width, p.extent, layout)
+        self.panel = p.weight.panel(f"{name}_panel", width, p.extent, layout)
         self.k = hl.RDom([(0, p.extent)], f"{name}_k")[0]
         self.func = hl.Func(name)
         factor = p.factor(self.k, n, t)

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import halide as hl
 from blocks import Layout, blocks, inside, layouts, mostly_inside, only_if
 from machine import shares_units
-from matmul import BlockedProjection, Panel, Projection, Weight
+from matmul import BlockedProjection, Packed, Projection
 from schedules import Schedule
 
 CHUNK = 8  # slots that a thread fills from the caller's arrays at a time, where threads share them
@@ -56,11 +56,12 @@ class Equations:
     width: hl.Expr  # units, and the values of each that are fed back
     rows: hl.Expr  # of the batch
     steps: hl.Expr  # slots after slot 0
+    sums: int  # the most that a unit sums up at once
     lean: int  # with how few tiles to do: see machine.py
     ahead: int  # slots past the last that a step may look at
     places: Sequence[Place]
     projection: Projection | None
-    weights: Weight | None
+    weights: Packed | None
     step: Callable[[int, Frame], Mapping[int, hl.Expr]]  # (phase, frame) -> what it writes, by place
     constants: Sequence[Callable[[hl.Expr, hl.Expr], hl.Expr]]  # (unit, row) -> a number for all time
     flags: Sequence[Callable[[hl.Expr, hl.Expr], hl.Expr]]  # (slot, row) -> a condition that steps ask for
@@ -77,12 +78,6 @@ class Equations:
     def starts_from_zeros(self) -> bool:
         """Whether all that is fed back to the first step is 0, and its products need not be made."""
         return all(p.lag == 1 and self.places[source].initial is None for p in self.places for _, source in p.feeds)
-
-    @property
-    def sums(self) -> int:
-        """The most that are summed up at once."""
-        phases = [place.phase for place in self.places if place.feeds]
-        return max((phases.count(phase) for phase in phases), default=1)
 
 
 @dataclass(frozen=True)
@@ -116,7 +111,7 @@ class Recurrence:
             p = BlockedProjection(f"{name}_start", e.projection, e.width, e.rows, self.last + 1, layout)
             self.projected = p
         if e.weights is not None:
-            self.panel = Panel(f"{name}_weights", e.weights, e.width, e.width, layout)
+            self.panel = e.weights.panel(f"{name}_weights", e.width, e.width, layout)
         self.constants = []
         for i, value in enumerate(e.constants):
             constant = hl.Func(f"{name}_constant{i}")
@@ -316,8 +311,6 @@ class Recurrence:
             offset.compute_root().bound_extent(lane, layout.units).vectorize(lane, layout.lanes)
         if self.projected is not None:
             self.projected.schedule(S, outer)
-        if self.panel is not None:
-            self.panel.schedule()
         for constant in self.constants:
             constant.compute_at(consumer, where).bound_extent(lane, layout.units).bound_extent(row, layout.tile.rows)
             constant.vectorize(lane, layout.lanes)
@@ -376,7 +369,12 @@ def sequence(
     # ---- algorithm
     out[here] = hl.undef(e.dtype)
     made = []
-    for layout, condition in layouts(plan, e.width, e.rows, e.sums, e.lean, e.fed_back):
+    found = layouts(plan, e.width, e.rows, e.sums, e.lean, e.fed_back)
+    if e.weights is not None:
+        e.weights.expect(e.width, e.width, found)
+    if e.projection is not None and isinstance(e.projection.weight, Packed):
+        e.projection.weight.expect(e.width, e.projection.extent, found)
+    for layout, condition in found:
         recurrence = Recurrence(f"{name}_{layout.name}", e, layout)
         once = only_if(condition, f"{name}_if_{layout.name}")
         values = copied(recurrence, j, n, i + once)

@@ -16,9 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import halide as hl
-from machine import Machine, Tile, machine, tile_of_float64
+from machine import LANES, Machine, Tile, machine, tile_of_float64
+
+if TYPE_CHECKING:
+    import halide as hl  # whoever calls compiled kernels asks for their tiles too, and has no Halide
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ AUTOMATIC = ("li2018",)
 
 def instruction_set(target: hl.Target) -> str:
     """A row of the machine table for a target: the safe one, SSE4.1, for what it does not know."""
+    import halide as hl
+
     if target.has_feature(hl.TargetFeature.AVX512_Skylake):
         return "avx512"
     return "avx2" if target.has_feature(hl.TargetFeature.AVX2) else "sse41"
@@ -46,7 +51,12 @@ def instruction_set(target: hl.Target) -> str:
 
 def schedule(name: str, target: hl.Target, dtype: hl.Type) -> Schedule:
     """The schedule `name` for a target; ValueError for any other."""
-    lanes, instructions = target.natural_vector_size(dtype), instruction_set(target)
+    return schedule_for(name, instruction_set(target), dtype.bytes())
+
+
+def schedule_for(name: str, instructions: str, size: int) -> Schedule:
+    """The schedule `name` for an instruction set, and numbers of so many bytes; ValueError for any other."""
+    lanes = LANES[instructions] // size
 
     def one(sums: int, lean: int) -> Tile:
         return Tile(1, 1)
@@ -55,7 +65,7 @@ def schedule(name: str, target: hl.Target, dtype: hl.Type) -> Schedule:
         return machine(instructions, sums, lean).wide
 
     def tuned(sums: int, lean: int) -> Tile | Machine:
-        if dtype.bits() == 64:
+        if size == 8:
             return tile_of_float64(instructions, sums, lean)
         return machine(instructions, sums, lean)
 

@@ -134,7 +134,8 @@ def named(name: str, value: object, shapes: Mapping[str, tuple[int, ...]], dtype
     result = {}
     for key, shape in shapes.items():
         one = value[key]
-        if type(one) is np.ndarray and one.shape == shape and one.dtype == dtype and one.flags.carray:
+        usual = type(one) is np.ndarray and one.shape == shape and one.dtype == dtype
+        if usual and (flags := one.flags).c_contiguous and flags.aligned:
             result[key] = one
         else:
             result[key] = array(f"{name}[{key!r}]", one, dtype, shape, _weight_axes(key, len(shape)))

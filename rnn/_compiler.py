@@ -29,7 +29,9 @@ TARGETS = {
 }
 """As in CMakeLists.txt."""
 
-CLASSES = {"forward": "Forward", "bptt": "BPTT", "step": "Step", "linear": "Linear", "gradients": "Gradients"}
+CLASSES = {
+    "forward": "Forward", "bptt": "BPTT", "pack": "Pack", "step": "Step", "linear": "Linear", "gradients": "Gradients",
+}  # fmt: skip
 
 UNCHECKED = "-no_asserts-no_bounds_query"
 """Of the targets of single steps: their only caller makes all checks. As in CMakeLists.txt."""

@@ -8,6 +8,7 @@ from . import _check, _generators, backend
 from ._backends import bf16
 from ._backends.base import Walk
 from ._backends.halide import HalideBackend, _pieces, _plan
+from ._backends.packing import Layout, is_frozen
 from ._backends.stepping import MOST_ROWS, reason_against
 from ._threads import get_num_threads
 from .layers import Layer
@@ -58,7 +59,11 @@ def explain(layer: Layer, shape: tuple[int, int], *, masks: bool | None = None) 
 
     if rounds:
         return Explanation((*lines, *_rounded(layer, T, N, chosen, worth_sharing())))
-    instructions, why = _instructions(layer)
+    from ._kernels import instruction_set
+
+    why = "the widest that this CPU has (or RNN_INSTRUCTION_SET allows)"
+    if (instructions := chosen.instructions(cell, str(layer.dtype))) != instruction_set():
+        why = "all that float64, which is for checks of gradients, is compiled for"
     lines.append(f"code      {instructions}, {why}")
     plan = _plan(cell, masks)
     least = worth_sharing() if chosen.name == "halide" else 0  # the JIT has a pool of its own
@@ -66,26 +71,15 @@ def explain(layer: Layer, shape: tuple[int, int], *, masks: bool | None = None) 
     for direction in ("forward", "bptt"):
         lines.append(f"{direction:9} {chosen.origin(direction, cell, str(layer.dtype), masks)}")
         if chosen.schedule == "tuned":
-            lines += [
-                f"          {line}" for line in _tile(layer, direction, T // pieces, N, masks, instructions, least)
-            ]
+            layout = chosen.layout(direction, cell, masks, layer.dtype.itemsize, H, N)
+            lines += [f"          {line}" for line in _tile(layer, direction, T // pieces, N, masks, layout, least)]
+    frozen = all(is_frozen(weight) for weight in layer.weights.values())
+    lines.append(f"weights   {'frozen: packed for a tile once' if frozen else 'packed for a tile in each call'}")
     if pieces > 1:
         lines.append(f"pieces    {pieces} of about {T // pieces} steps, which stay in the L2 cache")
     lines.append(f"step      {_step(layer, chosen)}")
     lines.append("products  linear and gradients: readout, gradients of weights and input, over all steps at once")
     return Explanation(tuple(lines))
-
-
-def _instructions(layer: Layer) -> tuple[str, str]:
-    """(the instruction set of the kernels, why)."""
-    from ._kernels import instruction_set
-
-    widest, known = instruction_set(), ("sse41", "avx2", "avx512")
-    if layer.dtype.itemsize == 8 and layer.cell.is_built_in:  # as in CMakeLists.txt
-        most = "avx2" if layer.cell.name in ("rnn_tanh", "lstm", "gru") else "sse41"
-        if known.index(most) < known.index(widest):
-            return most, "all that float64, which is for checks of gradients, is compiled for"
-    return widest, "the widest that this CPU has (or RNN_INSTRUCTION_SET allows)"
 
 
 def _rounded(layer: Layer, T: int, N: int, chosen: HalideBackend, least: int) -> list[str]:
@@ -129,46 +123,32 @@ def _step(layer: Layer, chosen: HalideBackend) -> str:
     return f"{chosen.origin('step', layer.cell, str(layer.dtype), False)}, for up to {rows}; then forward"
 
 
-def _bytes(layer: Layer, direction: str, T: int, N: int, masks: bool) -> int:
+def _bytes(layer: Layer, direction: str, T: int, N: int, masks: bool, units: int) -> int:
     """In the arrays of one call of a training step of the first layer, but for those of masks."""
     plan, H, I, O = _plan(layer.cell, masks), layer.hidden_size, layer.input_size, layer.output_size or 0
-    A, B, S = layer.cell.inputs * H, layer.cell.hidden * H, layer.cell.states
+    A, B, S = layer.cell.inputs, layer.cell.hidden, layer.cell.states
+    whole = -(-H // units) * units  # of blocks
     tape = plan.columns * (T + 1) * N * H
     if direction == "forward":
-        numbers = tape + T * N * I + S * N * H + A * (I + 1) + B * (H + 1)
+        numbers = tape + T * N * I + S * N * H + whole * (A * I + B * H) + (A + B) * H
     else:
-        numbers = tape + T * N * (O + H) + S * N * H + H * (B + O) + plan.deltas * (T + 1) * N * H
+        numbers = tape + T * N * (O + H) + S * N * H + whole * (B * H + O) + plan.deltas * (T + 1) * N * H
     return numbers * layer.dtype.itemsize
 
 
-def _tile(layer: Layer, direction: str, T: int, N: int, masks: bool, instructions: str, least: int) -> list[str]:
+def _tile(layer: Layer, direction: str, T: int, N: int, masks: bool, layout: Layout, least: int) -> list[str]:
     """The register tile that the kernel will choose from the sizes, and what the threads share: nothing where a call's
     arrays hold less than `least` bytes."""
-    table = _generators.module("machine")
-    d = layer.cell.masked if masks else layer.cell.plain
-    phases = [
-        s.phase
-        for s in (d.sums if direction == "forward" else d.back_sums)
-        if direction == "bptt" or s.hidden is not None
-    ]
-    sums = max((phases.count(phase) for phase in phases), default=1)
-    lanes = table.LANES[instructions] // layer.dtype.itemsize
-    tiles = table.machine(instructions, sums, d.lean)
-    weights, threads = layer.hidden_size**2 * len(d.hidden), get_num_threads()
-    if layer.dtype.itemsize == 8:
-        name, tile = "block", table.tile_of_float64(instructions, sums, d.lean)
-    else:
-        offers = table.offers(tiles, layer.hidden_size, N, lanes, weights or None)
-        name, tile = next((name, tile) for name, tile, holds in offers if holds)
-    units = tile.vectors * lanes
+    table, threads = _generators.module("machine"), get_num_threads()
+    name, tile, _, sums, weights = layout
     group = tile.rows * tile.together
     count = table.blocks(N, group)
     tile_text = (
-        f"tile {name}: {units} units x {tile.rows} row{'s' * (tile.rows > 1)} x {tile.sums or sums} "
+        f"tile {name}: {layout.units} units x {tile.rows} row{'s' * (tile.rows > 1)} x {tile.sums or sums} "
         f"sum{'s' * ((tile.sums or sums) > 1)} in registers ({count} block{'s' * (count > 1)} of {group} "
         f"row{'s' * (group > 1)} for N={N})"
     )
-    size = _bytes(layer, direction, T, N, masks)
+    size = _bytes(layer, direction, T, N, masks, layout.units)
     if threads == 1:
         shared = "1 thread"
     elif size < least:

@@ -268,7 +268,7 @@ void choose_instruction_set() {
 
 // ---- arguments
 
-constexpr int max_dimensions = 4;
+constexpr int max_dimensions = 5;
 
 [[noreturn]] void fail(PyObject *type, const std::string &message) {
     PyErr_SetString(type, message.c_str());

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from problems import SHAPES, Problem
 
 from rnn._backends.base import Walk
-from rnn._backends.halide import Compiled, HalideBackend, Kernel, Kernels
-from rnn._kernels import kernels
+from rnn._backends.halide import Compiled, HalideBackend, Kernel, Kernels, load
+from rnn._kernels import instruction_set, kernels
+from rnn._memory import aligned
 from rnn.cells import BUILT_IN, CellEquations
 
 T, N, I, H = 3, 4, 5, 6
@@ -23,18 +24,21 @@ FORWARD = kernels["forward_rnn_tanh_tuned_float32"]
 
 def arguments() -> dict[str, Any]:
     """What the kernel takes: of a cell with one gate, one state, nothing kept and no vectors."""
+    units = load().layout("forward", BUILT_IN["rnn_tanh"], False, 4, H, N).units  # type: ignore[attr-defined]
     shapes = {
         "x": (T, N, I),
         "initial": (1, N, H),
-        "weight_ih": (H, I),
-        "weight_hh": (H, H),
+        "weight_ih": (I * units,),
+        "weight_hh": (H * units,),
         "bias_ih": (H,),
         "bias_hh": (H,),
         "vectors": (0, H),
         "tape": (1, T + 1, N, H),
     }
     given: dict[str, Any] = {"reverse": 0, "first": 0, "lengths": np.full(N, T, np.int32)}
-    given |= {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    given |= {name: aligned(shape, np.dtype(np.float32)) for name, shape in shapes.items()}
+    for name in shapes:
+        given[name][...] = 0
     assert list(given) == FORWARD.arguments
     return given
 
@@ -75,7 +79,15 @@ DEFECTS: list[tuple[str, str, Callable[[Any], Any], type[Exception], str]] = [
     ("reverse", "an array", lambda a: np.zeros(2, np.int32), TypeError, "expected a 32-bit integer"),
     ("reverse", "None", lambda a: None, TypeError, "expected a 32-bit integer"),
     ("reverse", "2^32", lambda a: 2**32, TypeError, "expected a 32-bit integer"),
-    ("weight_hh", "a column too few", lambda a: np.ascontiguousarray(a[:, :-1]), ValueError, "weight_hh"),
+    ("weight_hh", "a block of units too few", lambda a: a[: len(a) // 2], ValueError, "weight_hh"),
+    ("weight_ih", "a number too many", lambda a: np.append(a, a[:1]), ValueError, "weight_ih"),
+    (
+        "weight_ih",
+        "from the middle of a vector on",
+        lambda a: np.append(a, a)[1 : 1 + len(a)],
+        ValueError,
+        "not aligned",
+    ),
     ("tape", "read-only", read_only, TypeError, "writable"),
     (
         "tape",
@@ -105,7 +117,8 @@ def test_defects_are_refused_by_name(
 @pytest.mark.parametrize("name", ["x", "initial", "weight_hh"])
 def test_outputs_share_memory_with_nothing(name: str) -> None:
     given = arguments()
-    memory = np.zeros(1000, np.float32)
+    memory = aligned((1000,), np.dtype(np.float32))
+    memory[...] = 0
     for one in (name, "tape"):
         given[one] = memory[: given[one].size].reshape(given[one].shape)
     with pytest.raises(ValueError, match=f"tape: expected memory of its own, got memory shared with {name}"):
@@ -132,7 +145,8 @@ def test_good_arguments_are_taken() -> None:
 def test_a_tape_may_begin_after_the_initial_states() -> None:
     whole, part = arguments(), arguments()
     whole["initial"][:] = part["initial"][:] = 0.25
-    whole["weight_hh"][:] = part["weight_hh"][:] = np.eye(H, dtype=np.float32)
+    for given in whole, part:
+        given["weight_hh"].reshape(H, -1)[:, :H] = np.eye(H)  # the only block of units
     part |= {"first": 1, "tape": np.zeros((1, T, N, H), np.float32)}
     FORWARD(*whole.values())
     FORWARD(*part.values())
@@ -165,7 +179,7 @@ class GuardedKernels(Kernels):
     """The compiled ones, called with guarded copies of every array, in and out."""
 
     def __init__(self, schedule: str, at_the_end: bool) -> None:
-        self.compiled = Compiled(schedule, kernels)
+        self.compiled = Compiled(schedule, kernels, instruction_set())
         self.guard = Guarded(at_the_end)
 
     def recurrent(self, direction: str, cell: CellEquations, dtype: str, masked: bool) -> Kernel:
@@ -173,6 +187,9 @@ class GuardedKernels(Kernels):
 
     def product(self, name: str, dtype: str) -> Kernel:
         return self.guarded(self.compiled.product(name, dtype))
+
+    def instructions(self, cell: CellEquations, dtype: str) -> str:
+        return self.compiled.instructions(cell, dtype)
 
     def guarded(self, kernel: Kernel) -> Kernel:
         def call(*given: Any) -> None:

@@ -3,7 +3,7 @@ the last bit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -285,7 +285,7 @@ def test_long_sequences_in_several_calls(cell: str, option: str, monkeypatch: py
     cut = halide._pieces
     counts: set[int] = set()
 
-    def counted(*given: Any) -> list[tuple[int, int]]:
+    def counted(*given: Any) -> Sequence[tuple[int, int]]:
         found = cut(*given)
         counts.add(len(found))
         return found

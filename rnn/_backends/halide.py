@@ -14,8 +14,11 @@ from ..backend import BackendUnavailable
 from ..cells import MASK, CellEquations, Derivation, evaluate_numpy
 from . import numpy as reference
 from .base import Array, Backend, Gradients, Tape, Walk, cut
+from .packing import Layout, Packing, layout, nothing
 
 SCHEDULES = ("naive", "vectorized", "parallel", "tiled", "tuned")
+INSTRUCTIONS = ("sse41", "avx2", "avx512")
+"""Sets of instructions, from the narrowest to the widest."""
 
 _DTYPES = {4: "float32", 8: "float64"}  # dtype.name takes 5 us
 Kernel = Callable[..., None]
@@ -36,6 +39,10 @@ class Kernels:
         """In words, where `recurrent` will find a kernel."""
         raise NotImplementedError
 
+    def instructions(self, cell: CellEquations, dtype: str) -> str:
+        """The set that a cell's kernels are compiled for: "avx512", "avx2" or "sse41"."""
+        raise NotImplementedError
+
 
 class HalideBackend:
     """Hands whole sequences to the kernels: one call forward, one back, and one for what the deltas give."""
@@ -43,9 +50,16 @@ class HalideBackend:
     def __init__(self, name: str, schedule: str, kernels: Kernels) -> None:
         self.name = name
         self.schedule: str | None = schedule
+        self._schedule = schedule
         self._kernels = kernels
+        self._pack = Packing(lambda itemsize: kernels.product("pack", _DTYPES[itemsize]))
         self._empty = reference.NumpyBackend()  # where nothing is to be computed: kernels want T, N, H >= 1
-        self.origin = kernels.origin
+        self.origin, self.instructions = kernels.origin, kernels.instructions
+
+    def layout(self, direction: str, cell: CellEquations, masked: bool, itemsize: int, H: int, N: int) -> Layout:
+        """What the "forward" or "bptt" kernel of a cell will choose for these sizes."""
+        instructions = self.instructions(cell, _DTYPES[itemsize])
+        return layout(direction, cell, masked, self._schedule, instructions, itemsize, H, N)
 
     def forward(
         self,
@@ -65,9 +79,12 @@ class HalideBackend:
         frames = empty((plan.columns if keep else cell.states, T + 1, N, H), dtype)
         none = _zeros((plan.widest * H,), dtype.char)
         kernel = self._kernels.recurrent("forward", cell, _DTYPES[x.itemsize], bool(masks))
+        tile = self.layout("forward", cell, bool(masks), x.itemsize, H, N)
         fixed = (
-            weights["weight_ih_l0"],
-            weights["weight_hh_l0"] if cell.hidden else _zeros((0, H), dtype.char),
+            self._pack(weights["weight_ih_l0"], cell.inputs, tile, by_rows=True),
+            self._pack(weights["weight_hh_l0"], cell.hidden, tile, by_rows=True)
+            if cell.hidden
+            else nothing(dtype.char),
             weights.get("bias_ih_l0", none),
             weights.get("bias_hh_l0", none[: cell.hidden * H]),
             _vectors(cell, weights, H, dtype),
@@ -120,12 +137,15 @@ class HalideBackend:
         masks = _masks(walk, cell, T, N, H, dtype)
         plan, frames = _plan(cell, bool(masks)), tape.kept
         A, B = cell.inputs * H, cell.hidden * H
-        weight_hh = weights["weight_hh_l0"] if cell.hidden else _zeros((0, H), dtype.char)
-        weight_ho = weights.get("weight_ho")
-        if weight_ho is None:
-            weight_ho, d_states, d_output = _zeros((0, H), dtype.char), d_output, empty((T, N, 0), dtype)
-        else:
+        tile = self.layout("bptt", cell, bool(masks), x.itemsize, H, N)
+        weight_hh = weight_ho = nothing(dtype.char)
+        if cell.hidden:
+            weight_hh = self._pack(weights["weight_hh_l0"], cell.hidden, tile, by_rows=False)
+        if "weight_ho" in weights:
+            weight_ho = self._pack(weights["weight_ho"], 1, tile, by_rows=False)
             d_states = _still_zeros((T, N, H), dtype.char)
+        else:
+            d_states, d_output = d_output, empty((T, N, 0), dtype)
         if all(d is None for d in d_last):
             last = _still_zeros((cell.states, N, H), dtype.char)
         else:
@@ -160,27 +180,24 @@ class HalideBackend:
         steps = (deltas[:-1] if walk.reverse else deltas[1:]).reshape(T, N, plan.deltas * H)
         before, after = (slice(1, None), slice(0, -1)) if walk.reverse else (slice(0, -1), slice(1, None))
         shift = 0 if plan.one_delta else A
-        O, D = len(weight_ho), steps.shape[2]
+        O, D = d_output.shape[2], steps.shape[2]
         d_x = empty((T, N, I if of_x else 0), dtype)
         d_weight_ih, d_weight_hh = empty((A, I), dtype), empty((B, H), dtype)
         d_weight_ho, d_bias_o, sums = empty((O, H), dtype), empty((O,), dtype), empty((D,), dtype)
         # in one call, and one more for each further run of rows of W_hh that sees another operand
-        further = {
-            "x": x, "weight_ih": weights["weight_ih_l0"], "d_input": steps[:, :, :A], "d_output": d_output,
-             "deltas": steps, "d_x": d_x, "d_weight_ih": d_weight_ih, "d_weight_ho": d_weight_ho,
-            "d_bias_o": d_bias_o, "sums": sums,
-        }  # fmt: skip
-        for operand, first, past in plan.products or [(-1, 0, 0)]:
-            previous = frames[0, after] if operand < 0 else _operand(plan, operand, cell, frames, before, weights, walk)
-            self._gradients(
-                T, N, dtype,
-                previous=previous,
-                states=frames[0, after],
-                d_hidden=steps[:, :, shift + first * H : shift + past * H],
-                d_weight_hh=d_weight_hh[first * H : past * H],
-                **further,
-            )  # fmt: skip
-            further = {}
+        gradients, states = self._kernels.product("gradients", _DTYPES[dtype.itemsize]), frames[0, after]
+        for number, (operand, first, past) in enumerate(plan.products or [(-1, 0, 0)]):
+            previous = states if operand < 0 else _operand(plan, operand, cell, frames, before, weights, walk)
+            d_hidden, made_hh = steps[:, :, shift + first * H : shift + past * H], d_weight_hh[first * H : past * H]
+            if number == 0:
+                gradients(
+                    x, weights["weight_ih_l0"], steps[:, :, :A], previous, d_hidden, states, d_output, steps,
+                    d_x, d_weight_ih, made_hh, d_weight_ho, d_bias_o, sums,
+                )  # fmt: skip
+            else:
+                self._gradients(
+                    T, N, dtype, previous=previous, states=states, d_hidden=d_hidden, d_weight_hh=made_hh
+                )  # fmt: skip
         made = {
             "weight_ih_l0": d_weight_ih,
             "weight_hh_l0": d_weight_hh,
@@ -217,11 +234,10 @@ class HalideBackend:
 
     def _gradients(self, T: int, N: int, dtype: np.dtype[Any], **given: Array) -> None:
         """Call the pipeline "gradients" with these arguments, and empty arrays for the rest."""
-        if len(given) < len(_GRADIENTS):
-            H = given["states"].shape[2] if "states" in given else 0
-            given = {"d_weight_ho": empty((0, H), dtype), **given}
-            missing = {1: empty((0,), dtype), 2: empty((0, 0), dtype), 3: empty((T, N, 0), dtype)}
-            given = {name: given[name] if name in given else missing[axes] for name, axes in _GRADIENTS.items()}
+        H = given["states"].shape[2] if "states" in given else 0
+        given = {"d_weight_ho": empty((0, H), dtype), **given}
+        missing = {1: empty((0,), dtype), 2: empty((0, 0), dtype), 3: empty((T, N, 0), dtype)}
+        given = {name: given[name] if name in given else missing[axes] for name, axes in _GRADIENTS.items()}
         self._kernels.product("gradients", _DTYPES[dtype.itemsize])(*(given[name] for name in _GRADIENTS))
 
 
@@ -237,17 +253,23 @@ PIECE_BYTES = 1 << 18
 PIECE_ROWS = 2048  # rows of work, at the least, for which a piece packs the weights anew: 2% of its time
 
 
-def _pieces(plan: _Plan, walk: Walk, T: int, N: int, H: int, itemsize: int) -> list[tuple[int, int]]:
+def _pieces(plan: _Plan, walk: Walk, T: int, N: int, H: int, itemsize: int) -> Sequence[tuple[int, int]]:
     """(start, stop) in time of what one kernel call does, in the order in which the forward pass takes them."""
-    rows = 1 if N < 4 else 8
-    frame = (plan.columns + 2) * rows * -(-H // 16) * 16 * itemsize
-    length = max(PIECE_BYTES // frame, PIECE_ROWS // N, 16)
-    if 2 * length > T or (walk.reverse and walk.lengths is not None):  # there each row's border would be another one
+    if walk.reverse and walk.lengths is not None:  # there each row's border would be another one
         return [(0, T)]
-    count = round(T / length)
-    borders = [T * number // count for number in range(count + 1)]
-    pieces = list(pairwise(borders))
+    pieces = _cut(plan.columns, T, N, H, itemsize, PIECE_BYTES, PIECE_ROWS)
     return pieces[::-1] if walk.reverse else pieces
+
+
+@lru_cache(maxsize=64)
+def _cut(
+    columns: int, T: int, N: int, H: int, itemsize: int, most_bytes: int, least_rows: int
+) -> tuple[tuple[int, int], ...]:
+    rows = 1 if N < 4 else 8
+    frame = (columns + 2) * rows * -(-H // 16) * 16 * itemsize
+    length = max(most_bytes // frame, least_rows // N, 16)
+    count = round(T / length) if 2 * length <= T else 1
+    return tuple(pairwise(T * number // count for number in range(count + 1)))
 
 
 def _within(lengths: Any, start: int, stop: int, N: int) -> Any:
@@ -274,6 +296,7 @@ class _Plan(NamedTuple):
     widest: int
     products: tuple[tuple[int, int, int], ...]  # (operand, first and last row block of W_hh that see it)
     loose: dict[int, int]  # operand -> its column of the tape
+    states: dict[int, int]  # operand that is a state -> which
 
 
 @cache
@@ -302,6 +325,7 @@ def _plan(cell: CellEquations, masked: bool) -> _Plan:
         widest=max(len(d.inputs), len(d.hidden)),
         products=tuple(products),
         loose=loose,
+        states={m: d.state_leaves.index(o.value) for m, o in enumerate(d.operands) if o.value in d.state_leaves},
     )
 
 
@@ -318,6 +342,9 @@ def _operand(
     if operand in plan.loose:
         column: Array = frames[plan.loose[operand]]
         return column[:-1] if walk.reverse else column[1:]
+    if walk.reset is None and operand in plan.states:
+        state: Array = frames[plan.states[operand], before]
+        return state
     d = plan.derivation
     value = d.operands[operand].value
     states = {leaf: frames[k, before] for k, leaf in enumerate(d.state_leaves)}
@@ -384,8 +411,8 @@ def check_schedule(schedule: str, known: Sequence[str] = SCHEDULES) -> None:
 class Compiled(Kernels):
     """Those of the extension module, under one schedule; what it does not have is compiled when it is first used."""
 
-    def __init__(self, schedule: str, kernels: Mapping[str, Kernel]) -> None:
-        self._schedule, self._kernels = schedule, kernels
+    def __init__(self, schedule: str, kernels: Mapping[str, Kernel], widest: str) -> None:
+        self._schedule, self._kernels, self._widest = schedule, kernels, widest
         self._found: dict[tuple[object, ...], Kernel] = {}
 
     def recurrent(self, direction: str, cell: CellEquations, dtype: str, masked: bool) -> Kernel:
@@ -409,6 +436,12 @@ class Compiled(Kernels):
     def product(self, name: str, dtype: str) -> Kernel:
         return self._kernels[f"{name}_{self._schedule}_{dtype}"]
 
+    def instructions(self, cell: CellEquations, dtype: str) -> str:
+        if dtype == "float64" and cell.is_built_in:
+            most = "avx2" if cell.name in ("rnn_tanh", "lstm", "gru") else "sse41"
+            return min(most, self._widest, key=INSTRUCTIONS.index)
+        return self._widest
+
     def origin(self, direction: str, cell: CellEquations, dtype: str, masked: bool) -> str:
         from .._compiler import library_path
 
@@ -429,9 +462,9 @@ def load(schedule: str = "tuned") -> Backend:
     """
     check_schedule(schedule)
     try:
-        from .._kernels import kernels
+        from .._kernels import instruction_set, kernels
     except ModuleNotFoundError as reason:
         raise BackendUnavailable(
             f"halide: the compiled kernels are missing ({reason}); install the package with 'pip install .'"
         ) from reason
-    return HalideBackend("halide", schedule, Compiled(schedule, kernels))
+    return HalideBackend("halide", schedule, Compiled(schedule, kernels, instruction_set()))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import _generators
 from .._compiler import built, pipeline
 from .._threads import get_num_threads
 from ..backend import BackendUnavailable
@@ -90,6 +91,12 @@ class Jit(Kernels):
     def origin(self, direction: str, cell: CellEquations, dtype: str, masked: bool) -> str:
         name = f"{direction}_{cell}_{self._schedule}_{dtype}{'_masked' * masked}"
         return f"{name}, compiled by Halide's JIT at the first call"
+
+    def instructions(self, cell: CellEquations, dtype: str) -> str:
+        import halide as hl
+
+        found: str = _generators.module("schedules").instruction_set(hl.get_jit_target_from_environment())
+        return found
 
     def _kernel(self, generator: str, cell: CellEquations | None, dtype: str, masked: bool) -> Kernel:
         import halide as hl

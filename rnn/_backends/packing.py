@@ -1,0 +1,93 @@
+"""Weights as the recurrent kernels read them: packed for the register tile that will be used (halide_gen/pack.py)."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import _generators
+from .._memory import aligned
+from ..cells import CellEquations
+from .base import Array
+
+Kernel = Callable[..., None]
+
+
+class Layout(NamedTuple):
+    """A register tile of halide_gen/machine.py, for vectors of so many lanes."""
+
+    name: str
+    tile: Any
+    lanes: int
+    sums: int  # of a unit, at once
+    weights: int  # recurrent ones
+
+    @property
+    def units(self) -> int:
+        units: int = self.tile.vectors * self.lanes
+        return units
+
+
+@lru_cache(maxsize=1024)
+def layout(
+    direction: str, cell: CellEquations, masked: bool, schedule: str, instructions: str, itemsize: int, H: int, N: int
+) -> Layout:
+    """The one that the "forward" or "bptt" kernel of a cell chooses, compiled for these instructions."""
+    d = cell.masked if masked else cell.plain
+    sums = d.sums_at_once if direction == "forward" else d.back_sums_at_once
+    plan = _generators.module("schedules").schedule_for(schedule, instructions, itemsize)
+    weights = len(d.hidden) * H * H
+    name, tile = _generators.module("machine").chosen(plan.tiles(sums, d.lean), H, N, plan.lanes, weights or None)
+    return Layout(name, tile, plan.lanes, sums, weights)
+
+
+@lru_cache(maxsize=2)
+def nothing(dtype: str) -> Array:
+    """What is packed where there are no weights."""
+    array: Array = aligned((0,), np.dtype(dtype))
+    return array
+
+
+@lru_cache(maxsize=1024)
+def _shape(layout: Layout, gates: int, rows: int, columns: int, by_rows: bool) -> tuple[int, ...]:
+    """(blocks, parts, k, gates of a part, units of a block)."""
+    table = _generators.module("machine")
+    together = table.at_a_time(layout.tile, gates)
+    width, extent = (rows // gates, columns) if by_rows else (columns, rows // gates)
+    return table.blocks(width, layout.units), gates // together, extent, together, layout.units
+
+
+class Packing:
+    """Packs weights by a kernel, and keeps what it made of those that nothing can change: see `Layer.freeze`."""
+
+    def __init__(self, kernel: Callable[[int], Kernel]) -> None:
+        self._kernel = cache(kernel)  # for numbers of so many bytes
+        self._kept: dict[tuple[int, tuple[int, ...], bool], tuple[weakref.ref[Array], Array]] = {}
+
+    def __call__(self, weight: Array, gates: int, layout: Layout, by_rows: bool) -> Array:
+        """The weights of so many gates, in one dimension; units are the rows of each gate, or else the columns."""
+        rows, columns = weight.shape
+        shape = _shape(layout, gates, rows, columns, by_rows)
+        fixed, key = is_frozen(weight), (id(weight), shape, by_rows)
+        if fixed and key in self._kept:
+            return self._kept[key][1]
+        packed = aligned(shape, weight.dtype)
+        if weight.size:
+            self._kernel(weight.itemsize)(int(by_rows), gates, weight, packed)
+        packed = packed.reshape(-1)
+        if fixed:  # until the weights are gone, and another array may lie where they were
+            self._kept[key] = weakref.ref(weight, lambda _: self._kept.pop(key, None)), packed
+        return packed
+
+
+def frozen(array: Array) -> Array:
+    """The same numbers in memory that nothing can write to, that of a `bytes` object."""
+    return array if is_frozen(array) else np.ndarray(array.shape, array.dtype, array.tobytes())
+
+
+def is_frozen(array: Array) -> bool:
+    return isinstance(array.base, bytes)
