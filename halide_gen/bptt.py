@@ -11,6 +11,7 @@ from blocks import inside, starts_at_zero
 from cells import CELLS
 from derivation import derive
 from frames import BackFrame, kept_apart
+from machine import lean
 from matmul import Packed, Projection
 from recurrence import Equations, Place, Recurrence, sequence
 from schedules import schedule
@@ -119,7 +120,7 @@ class BPTT:
             rows=N,
             steps=T + 1,
             sums=cell.back_sums_at_once,
-            lean=cell.lean,
+            lean=lean(g.cell, cell.lean),
             ahead=1,
             places=made,
             projection=Projection(

@@ -29,7 +29,6 @@ class Cell:
     gates: Sequence[str]
     states: Sequence[str] = ("h",)
     vectors: Sequence[str] = ()
-    lean = 0  # 1 and 2: fewer people use it, so its kernels do with fewer tiles (machine.py), and compile in less time
 
     step: Step
     """(x, u, *states) -> the states after a time step: a value, or a tuple of them."""
@@ -42,7 +41,6 @@ class RNN(Cell):
 
     def __init__(self, act: Callable[[Value], Value]) -> None:
         self.act = act
-        self.lean = 0 if act is tanh else 1
 
     def step(self, x: Any, u: Any, h: Value) -> Value:
         return self.act(x.h + u.h(h))
@@ -83,7 +81,6 @@ class CoupledLSTM(Cell):
 
     gates = ("i", "g", "o")
     states = ("h", "c")
-    lean = 2
 
     def step(self, x: Any, u: Any, h: Value, c: Value) -> tuple[Value, Value]:
         i = sigmoid(x.i + u.i(h))

@@ -106,7 +106,6 @@ class Derivation:
     new: tuple[Expression, ...]  # the states after the step
     kept: tuple[Expression, ...]  # what BPTT wants to see again, beside states
     phases: int
-    own_lean: int
 
     gradient_leaves: tuple[Expression, ...]  # of the new states, in whole
     back_sums: tuple[BackSum, ...]
@@ -131,10 +130,10 @@ class Derivation:
     @property
     def lean(self) -> int:
         """With how few tiles its kernels do, each of which takes its time to compile (machine.py): 0, with all; 1, the
-        step is long; 2, few people use it: masks, vectors, several phases. Or more, if the cell says so."""
+        step is long; 2, few people use it: masks, vectors, several phases."""
         if self.masked or self.vectors or self.phases > 1:
             return 2
-        return max(self.own_lean, int(len(self.sums) > 1))
+        return int(len(self.sums) > 1)
 
     @property
     def sums_at_once(self) -> int:
@@ -240,7 +239,6 @@ def derive(cell: Cell, masked: bool = False) -> Derivation:
         new=new,
         kept=kept,
         phases=phases,
-        own_lean=getattr(cell, "lean", 0),
         gradient_leaves=d_new,
         back_sums=back_sums,
         from_operands=from_operands,

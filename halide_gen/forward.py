@@ -12,6 +12,7 @@ from cells import CELLS
 from derivation import MASK, Sum, derive
 from expressions import Expression
 from frames import ForwardFrame, compute, kept_apart, where
+from machine import lean
 from matmul import Packed, Projection
 from recurrence import Equations, Place, Recurrence, sequence
 from schedules import schedule
@@ -129,7 +130,7 @@ class Forward:
             rows=N,
             steps=T,
             sums=cell.sums_at_once,
-            lean=cell.lean,
+            lean=lean(g.cell, cell.lean),
             ahead=0,
             places=places(),
             projection=Projection(

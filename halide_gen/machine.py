@@ -179,6 +179,15 @@ def shares_units(count: Any, threads: Any, weights: Any) -> Any:
     return (count < threads) & (weights >= SPLIT_UNITS)
 
 
+LEAN = {"rnn_sigmoid": 1, "rnn_relu": 1, "lstm_coupled": 2}
+"""Built-in cells that fewer people use, and whose kernels so do with fewer tiles than the equations ask for."""
+
+
+def lean(cell: str, implied: int) -> int:
+    """With how few tiles a cell's kernels do, by its name and by what its equations imply: see `machine`."""
+    return max(LEAN.get(cell, 0), implied)
+
+
 def machine(instruction_set: str, sums: int, lean: int) -> Machine:
     """The entry of the table for an instruction set and so many sums a unit: the most sums that it has for any more.
     `lean` 1: without the tiles that cells of several gates, whose equations are long, can do without; 2: with the

@@ -96,8 +96,8 @@ def pipeline(generator: str, cell: CellEquations | None, schedule: str, dtype: s
     if generator != "step":
         parameters["schedule"] = schedule
     if cell is not None:
-        _generators.module("cells").CELLS[cell.name] = cell.cell
-        parameters["cell"] = cell.name
+        _generators.module("cells").CELLS[cell.label] = cell.cell
+        parameters["cell"] = cell.label
     if masked:
         parameters["masked"] = True
     return getattr(_generators.module(generator), CLASSES[generator])(parameters)

@@ -100,6 +100,11 @@ class CellEquations:
         text = repr((self.plain.inputs, self.plain.hidden, self.plain.vectors, self.plain.state_leaves, self.plain.new))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    @cached_property
+    def label(self) -> str:
+        """What it is called among the generators: its name, or if it is not built in a name that no other has."""
+        return self.name if self.is_built_in else f"own_{self.digest}"
+
     @property
     def is_built_in(self) -> bool:
         """Whether it is one of `BUILT_IN`, and not a user's of the same name."""

@@ -17,6 +17,10 @@ from .base import Array
 Kernel = Callable[..., None]
 
 
+def _table() -> Any:
+    return _generators.module("machine")
+
+
 class Layout(NamedTuple):
     """A register tile of halide_gen/machine.py, for vectors of so many lanes."""
 
@@ -39,9 +43,9 @@ def layout(
     """The one that the "forward" or "bptt" kernel of a cell chooses, compiled for these instructions."""
     d = cell.masked if masked else cell.plain
     sums = d.sums_at_once if direction == "forward" else d.back_sums_at_once
-    plan = _generators.module("schedules").schedule_for(schedule, instructions, itemsize)
-    weights = len(d.hidden) * H * H
-    name, tile = _generators.module("machine").chosen(plan.tiles(sums, d.lean), H, N, plan.lanes, weights or None)
+    plan, table = _generators.module("schedules").schedule_for(schedule, instructions, itemsize), _table()
+    tiles, weights = plan.tiles(sums, table.lean(cell.label, d.lean)), len(d.hidden) * H * H
+    name, tile = table.chosen(tiles, H, N, plan.lanes, weights or None)
     return Layout(name, tile, plan.lanes, sums, weights)
 
 
@@ -55,7 +59,7 @@ def nothing(dtype: str) -> Array:
 @lru_cache(maxsize=1024)
 def _shape(layout: Layout, gates: int, rows: int, columns: int, by_rows: bool) -> tuple[int, ...]:
     """(blocks, parts, k, gates of a part, units of a block)."""
-    table = _generators.module("machine")
+    table = _table()
     together = table.at_a_time(layout.tile, gates)
     width, extent = (rows // gates, columns) if by_rows else (columns, rows // gates)
     return table.blocks(width, layout.units), gates // together, extent, together, layout.units
