@@ -169,6 +169,8 @@ def _recurrent(node: NodeProto, opset: int, constants: Mapping[str, Array]) -> _
     made: _nodes.Runner | None = None
     if all(name in constants for name in weights.values()):
         made = _nodes.Runner(read, {formal: constants[name] for formal, name in weights.items()})
+        for layer in made.layers:
+            layer.freeze()
 
     def step(values: dict[str, Array]) -> None:
         runner = made or _nodes.Runner(read, {formal: values[name] for formal, name in weights.items()})

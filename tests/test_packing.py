@@ -134,6 +134,14 @@ def test_a_long_sequence_packs_once(packs: list[tuple[int, ...]]) -> None:
     assert len(packs) == 2
 
 
+def test_segments_of_remat_share_what_is_packed(packs: list[tuple[int, ...]]) -> None:
+    layer, x = rnn.LSTM(2, 3, seed=0), np.ones((50, 5, 2), np.float32)
+    run = layer.forward(x, remat=5)
+    assert len(packs) == 2
+    layer.bptt(run, run.output)
+    assert len(packs) == 2 + 2 + 1  # forward again, and back
+
+
 def test_nothing_can_write_to_frozen_weights() -> None:
     layer = rnn.GRU(2, 3, output_size=2, seed=0)
     layer.freeze()
