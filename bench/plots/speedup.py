@@ -28,6 +28,8 @@ def draw(session: Session) -> Figure:
                 for width, ratio in curve.items():
                     text = f"{ratio:.2f}" if ratio < 9.95 else f"{ratio:.0f}"
                     lowest = ratio == min(other.get(width, ratio) for other in curves.values())
+                    if len(curves) > 2 and not lowest:
+                        continue  # the figures of many would lie over each other
                     place = {"xytext": (0, -6 if lowest else 6), "va": "top" if lowest else "bottom"}
                     axes.annotate(text, (width, ratio), textcoords="offset points", fontsize=8, ha="center", **place)
             axes.axhline(1, color="black", linewidth=1)

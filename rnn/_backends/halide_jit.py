@@ -20,7 +20,7 @@ from ..cells import CellEquations
 from .base import Backend
 from .halide import SCHEDULES, HalideBackend, Kernel, Kernels, check_schedule
 
-AUTOMATIC = ("li2018",)
+AUTOMATIC: tuple[str, ...] = _generators.module("schedules").AUTOMATIC
 """Autoschedulers, as schedules: halide_gen/schedules.py says which there are besides. What li2018 makes of BPTT wants a
 readout: it looks at `weight_ho` where there is none too, and Halide's check of the bounds says so."""
 
