@@ -538,8 +538,7 @@ class Layer:
         units, 25 steps of one row: 1.3 times as fast). It ends by itself: a step of an optimizer, `load_state_dict` or
         you put other arrays into `weights`.
         """
-        weights = _check.named("weights", self.weights, self._shapes, self.dtype)
-        self.weights = {name: frozen(weight) for name, weight in weights.items()}
+        self.weights = frozen(_check.named("weights", self.weights, self._shapes, self.dtype))
 
     def state_dict(self) -> dict[str, Array]:
         """Copies of the weights, under PyTorch's names."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -88,9 +88,12 @@ class Packing:
         return packed
 
 
-def frozen(array: Array) -> Array:
-    """The same numbers in memory that nothing can write to, that of a `bytes` object."""
-    return array if is_frozen(array) else np.ndarray(array.shape, array.dtype, array.tobytes())
+def frozen(weights: Mapping[str, Array]) -> dict[str, Array]:
+    """The same numbers in memory that nothing can write to, that of `bytes` objects."""
+    return {
+        name: weight if is_frozen(weight) else np.ndarray(weight.shape, weight.dtype, weight.tobytes())
+        for name, weight in weights.items()
+    }
 
 
 def is_frozen(array: Array) -> bool:

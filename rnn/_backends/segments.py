@@ -49,7 +49,7 @@ class Segments:
         walk: Walk,
         keep: bool = True,
     ) -> Tape:
-        spans, weights = self._spans(x, walk), _frozen(weights)
+        spans, weights = self._spans(x, walk), frozen(weights)  # all segments share what is packed
         output: Array | None = None
         borders = [list(initial)]
         for number, (start, stop) in enumerate(spans, 1):
@@ -73,7 +73,7 @@ class Segments:
         walk: Walk,
         of_x: bool = True,
     ) -> Gradients:
-        weights = _frozen(weights)
+        weights = frozen(weights)
         d_x = empty(x.shape if of_x else (*x.shape[:2], 0), x.dtype)
         sums: dict[str, Array] = {}
         # The output is known: computing that again, too, took 1.05 of the time with I, H, O = 64, 256, 64.
@@ -106,11 +106,6 @@ class Segments:
         even = max(1, math.ceil(T / max(1, math.ceil(T / steps))))
         spans = [(start, min(start + even, T)) for start in range(0, max(T, 1), even)]
         return spans[::-1] if walk.reverse else spans
-
-
-def _frozen(weights: Mapping[str, Array]) -> dict[str, Array]:
-    """So that all segments share what the kernels make of them."""
-    return {name: frozen(weight) for name, weight in weights.items()}
 
 
 def _within(walk: Walk, start: int, stop: int, dtype: np.dtype[Any]) -> Walk:
