@@ -7,7 +7,7 @@ from typing import NamedTuple
 from . import _check, _generators, backend
 from ._backends import bf16
 from ._backends.base import Walk
-from ._backends.halide import HalideBackend, _pieces, _plan
+from ._backends.halide import HalideBackend, _pieces, _plan, _spans
 from ._backends.packing import Layout, is_frozen
 from ._backends.stepping import MOST_ROWS, reason_against
 from ._threads import get_num_threads
@@ -67,18 +67,30 @@ def explain(layer: Layer, shape: tuple[int, int], *, masks: bool | None = None) 
     lines.append(f"code      {instructions}, {why}")
     plan = _plan(cell, masks)
     least = worth_sharing() if chosen.name == "halide" else 0  # the JIT has a pool of its own
-    pieces = len(_pieces(plan, Walk(layer.reverse), T, N, H, layer.dtype.itemsize))
+    way, size = Walk(layer.reverse), layer.dtype.itemsize
+    spans = len(_spans(plan, way, T, N, H, size))
+    span = T // spans
+    steps = {
+        "forward": T // len(_pieces(plan, way, T, N, H, size)),
+        "bptt": span // len(_pieces(plan, way, span, N, H, size)),
+    }
     for direction in ("forward", "bptt"):
         lines.append(f"{direction:9} {chosen.origin(direction, cell, str(layer.dtype), masks)}")
         if chosen.schedule == "tuned":
-            layout = chosen.layout(direction, cell, masks, layer.dtype.itemsize, H, N)
-            lines += [f"          {line}" for line in _tile(layer, direction, T // pieces, N, masks, layout, least)]
+            layout = chosen.layout(direction, cell, masks, size, H, N)
+            lines += [
+                f"          {line}" for line in _tile(layer, direction, steps[direction], N, masks, layout, least)
+            ]
     frozen = all(is_frozen(weight) for weight in layer.weights.values())
     lines.append(f"weights   {'frozen: packed for a tile once' if frozen else 'packed for a tile in each call'}")
-    if pieces > 1:
-        lines.append(f"pieces    {pieces} of about {T // pieces} steps, which stay in the L2 cache")
+    lines += [
+        f"pieces    {direction}: of about {length} steps, which stay in the L2 cache"
+        for direction, length in steps.items()
+        if length < T
+    ]
     lines.append(f"step      {_step(layer, chosen)}")
-    lines.append("products  linear and gradients: readout, gradients of weights and input, over all steps at once")
+    at_once = "all steps at once" if spans == 1 else f"about {span} steps at once, as soon as their deltas are there"
+    lines.append(f"products  linear: readout; gradients: of weights and input, over {at_once}")
     return Explanation(tuple(lines))
 
 

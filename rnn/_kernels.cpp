@@ -283,50 +283,51 @@ std::string type_name(halide_type_t type) {
     return kind + std::to_string(type.bits);
 }
 
-// The code of a type in a buffer's format string.
-char type_code(halide_type_t type) {
+// NumPy's number of a type.
+int type_number(halide_type_t type) {
     if (type.code == halide_type_float) {
-        return type.bits == 32 ? 'f' : 'd';
+        return type.bits == 32 ? NPY_FLOAT32 : NPY_FLOAT64;
     }
     if (type.code == halide_type_bfloat) {
-        return 'H';
+        return NPY_UINT16;
     }
-    return type.code == halide_type_uint ? 'B' : 'i';
+    return type.code == halide_type_uint ? NPY_UINT8 : NPY_INT32;
 }
+
+PyArrayObject *array(nb::handle value) { return reinterpret_cast<PyArrayObject *>(value.ptr()); }
 
 // Whether an output may have the stride 0 along time, so that each step writes over the last one's: an element of a
 // tuple, as steps in bfloat16 put out.
-bool rolls(const std::string &name) { return name.find('.') != std::string::npos; }
+bool rolls(const char *name) { return std::strchr(name, '.') != nullptr; }
 
 // Whether an input is meant to be the memory of an output (halide_gen/bfloat16.py).
-bool is_read_back(const std::string &name) { return name == "fed_back" || name == "states_back"; }
+bool is_read_back(const char *name) { return std::strcmp(name, "fed_back") == 0 || std::strcmp(name, "states_back") == 0; }
 
-// One array as Halide sees it, with a hold on the exporter's memory.
+// One array as Halide sees it. The caller holds it. (Python's buffers, which any object may offer, took twice as long: a
+// training step 16 wide looks at some 60 arrays.)
 class Argument {
 public:
-    Argument(PyObject *array, const halide_filter_argument_t &expected) : name(expected.name) {
-        output = expected.kind == halide_argument_kind_output_buffer;
-        if (PyObject_GetBuffer(array, &view, PyBUF_FORMAT | PyBUF_STRIDES | (output ? PyBUF_WRITABLE : 0)) != 0) {
-            PyErr_Clear();
-            fail(PyExc_TypeError, name + ": expected " + (output ? "a writable" : "an") + " array of " +
-                                      type_name(expected.type) + ", got " + Py_TYPE(array)->tp_name +
-                                      (output && PyObject_CheckBuffer(array) ? " that is read-only" : ""));
-        }
-        try {
-            fill(expected);
-        } catch (...) {
-            PyBuffer_Release(&view);
-            throw;
-        }
-    }
+    Argument() = default;
     Argument(const Argument &) = delete;
-    ~Argument() { PyBuffer_Release(&view); }
+
+    void set(nb::handle given, const halide_filter_argument_t &expected) {
+        name = expected.name;
+        output = expected.kind == halide_argument_kind_output_buffer;
+        if (!PyArray_Check(given.ptr()) || (output && !PyArray_ISWRITEABLE(array(given)))) {
+            fail(PyExc_TypeError, text() + ": expected " + (output ? "a writable" : "an") + " array of " +
+                                      type_name(expected.type) + ", got " + Py_TYPE(given.ptr())->tp_name +
+                                      (PyArray_Check(given.ptr()) ? " that is read-only" : ""));
+        }
+        fill(array(given), expected);
+    }
 
     size_t bytes() const { return end - begin; }
     bool overlaps(const Argument &other) const { return begin < other.end && other.begin < end && !beside(other); }
 
-    std::string name;
-    bool output;
+    std::string text() const { return name; }
+
+    const char *name = nullptr;
+    bool output = false;
     halide_buffer_t buffer{};
 
 private:
@@ -336,7 +337,7 @@ private:
         for (const Argument *one : {this, &other}) {
             for (int i = 1; i < one->buffer.dimensions; i++) {
                 if (one->dimensions[i].extent > 1) {
-                    row = std::gcd(row, int64_t{one->dimensions[i].stride} * one->view.itemsize);
+                    row = std::gcd(row, int64_t{one->dimensions[i].stride} * one->buffer.type.bytes());
                 }
             }
         }
@@ -346,56 +347,55 @@ private:
         const int64_t offset = ((other.begin - begin) % row + row) % row;
         return offset >= columns() && offset + other.columns() <= row;
     }
-    int64_t columns() const { return int64_t{dimensions[0].extent} * view.itemsize; }
+    int64_t columns() const { return int64_t{dimensions[0].extent} * buffer.type.bytes(); }
 
-    void fill(const halide_filter_argument_t &expected) {
-        const char *format = view.format ? view.format : "B";
-        const char *code = std::strchr("@=<", *format) && *format ? format + 1 : format;  // x86-64 is little-endian
-        if (code[0] != type_code(expected.type) || code[1] != '\0') {
-            fail(PyExc_TypeError, name + ": expected " + type_name(expected.type) +
-                                      " in native byte order, got an array of format '" + format + "'");
+    void fill(PyArrayObject *given, const halide_filter_argument_t &expected) {
+        if (PyArray_TYPE(given) != type_number(expected.type) || !PyArray_ISNOTSWAPPED(given)) {
+            const auto type = nb::borrow(reinterpret_cast<PyObject *>(PyArray_DESCR(given)));
+            fail(PyExc_TypeError, text() + ": expected " + type_name(expected.type) +
+                                      " in native byte order, got an array of " + nb::repr(type).c_str());
         }
-        if (view.ndim != expected.dimensions) {
-            fail(PyExc_ValueError, name + ": expected " + std::to_string(expected.dimensions) + " axes, got " +
-                                       std::to_string(view.ndim));
+        const int axes = PyArray_NDIM(given);
+        if (axes != expected.dimensions) {
+            fail(PyExc_ValueError, text() + ": expected " + std::to_string(expected.dimensions) + " axes, got " +
+                                       std::to_string(axes));
         }
-        if (reinterpret_cast<uintptr_t>(view.buf) % view.itemsize != 0) {
-            fail(PyExc_ValueError, name + ": expected aligned memory");
+        if (!PyArray_ISALIGNED(given)) {
+            fail(PyExc_ValueError, text() + ": expected aligned memory");
         }
+        const int64_t size = expected.type.bytes();
         int64_t elements = 1, last = 0;
-        for (int i = 0; i < view.ndim; i++) {
-            const int axis = view.ndim - 1 - i;
-            const int64_t extent = view.shape[axis];
-            int64_t stride = view.strides[axis] / view.itemsize;
-            if (extent <= 1) {
+        for (int i = 0; i < axes; i++) {
+            const int axis = axes - 1 - i;
+            const int64_t extent = PyArray_DIM(given, axis), bytes = PyArray_STRIDE(given, axis);
+            int64_t stride = bytes / size;
+            if (extent <= 1 || PyArray_SIZE(given) == 0) {
                 stride = i == 0 ? 1 : elements;  // never stepped along, and free in NumPy
-            } else if (view.strides[axis] < 0 || view.strides[axis] % view.itemsize != 0) {
-                fail(PyExc_ValueError, name + ": expected strides of whole elements and not negative, got " +
-                                           std::to_string(view.strides[axis]) + " bytes on axis " +
-                                           std::to_string(axis));
+            } else if (bytes < 0 || bytes % size != 0) {
+                fail(PyExc_ValueError, text() + ": expected strides of whole elements and not negative, got " +
+                                           std::to_string(bytes) + " bytes on axis " + std::to_string(axis));
             } else if (output && stride < elements && !(stride == 0 && axis == 0 && rolls(name))) {
-                fail(PyExc_ValueError, name + ": expected an output in C order whose elements do not overlap");
+                fail(PyExc_ValueError, text() + ": expected an output in C order whose elements do not overlap");
             }
             elements *= extent;
             last += extent ? (extent - 1) * stride : 0;
             if (extent > INT_MAX || stride > INT_MAX || last > INT_MAX || elements > INT_MAX) {
-                fail(PyExc_OverflowError, name + ": expected fewer than 2^31 elements");
+                fail(PyExc_OverflowError, text() + ": expected fewer than 2^31 elements");
             }
             dimensions[i] = halide_dimension_t(0, static_cast<int>(extent), static_cast<int>(stride));
         }
-        if (view.ndim && elements && dimensions[0].stride != 1) {
-            fail(PyExc_ValueError, name + ": expected a contiguous last axis");
+        if (axes && elements && dimensions[0].stride != 1) {
+            fail(PyExc_ValueError, text() + ": expected a contiguous last axis");
         }
         static uint64_t nothing;  // a null pointer would ask Halide for sizes instead of results
-        buffer.host = static_cast<uint8_t *>(view.buf ? view.buf : &nothing);
+        buffer.host = static_cast<uint8_t *>(PyArray_DATA(given) ? PyArray_DATA(given) : &nothing);
         buffer.type = expected.type;
-        buffer.dimensions = view.ndim;
+        buffer.dimensions = axes;
         buffer.dim = dimensions;
         begin = buffer.host;
-        end = begin + (elements ? (last + 1) * view.itemsize : 0);
+        end = begin + (elements ? (last + 1) * size : 0);
     }
 
-    Py_buffer view{};
     halide_dimension_t dimensions[max_dimensions]{};
     const uint8_t *begin = nullptr, *end = nullptr;
 };
@@ -431,12 +431,12 @@ void run(const Kernel &kernel, nb::args given) {
         fail(PyExc_TypeError, kernel.name + ": expected to be called by a Stepper");
     }
     const halide_filter_metadata_t &metadata = *kernel.metadata;
-    std::vector<std::unique_ptr<Argument>> held;
+    std::vector<Argument> arrays(metadata.num_arguments);
     std::vector<void *> slots(metadata.num_arguments);
     Report report;
     void *context = &report;
     std::vector<int> numbers(metadata.num_arguments);
-    size_t next = 0, bytes = 0;
+    size_t next = 0, bytes = 0, held = 0;
     for (int i = 0; i < metadata.num_arguments; i++) {
         const halide_filter_argument_t &expected = metadata.arguments[i];
         const bool scalar = expected.kind == halide_argument_kind_input_scalar;
@@ -458,18 +458,20 @@ void run(const Kernel &kernel, nb::args given) {
             slots[i] = &numbers[i];
             continue;
         }
-        held.push_back(std::make_unique<Argument>(given[next++].ptr(), expected));
-        slots[i] = &held.back()->buffer;
-        bytes += held.back()->bytes();
+        Argument &one = arrays[held++];
+        one.set(given[next++], expected);
+        slots[i] = &one.buffer;
+        bytes += one.bytes();
     }
     if (next != given.size()) {
         fail(PyExc_TypeError, kernel.name + ": expected " + std::to_string(next) + " arguments, got " +
                                   std::to_string(given.size()));
     }
-    for (const auto &output : held) {
-        for (const auto &other : held) {
-            if (output->output && other != output && !is_read_back(other->name) && output->overlaps(*other)) {
-                fail(PyExc_ValueError, output->name + ": expected memory of its own, got memory shared with " + other->name);
+    for (size_t i = 0; i < held; i++) {
+        for (size_t j = 0; j < held && arrays[i].output; j++) {
+            if (i != j && arrays[i].overlaps(arrays[j]) && !is_read_back(arrays[j].name)) {
+                fail(PyExc_ValueError, arrays[i].text() + ": expected memory of its own, got memory shared with " +
+                                           arrays[j].name);
             }
         }
     }
@@ -521,7 +523,6 @@ Kernel load(const std::string &path, const std::string &name) {
 // does it: numpy.empty alone added 0.3 us to an LSTM's 0.7. Nothing is kept from one call to the next but names and
 // shapes: weights may be replaced, changed or resized in between.
 
-PyArrayObject *array(nb::handle value) { return reinterpret_cast<PyArrayObject *>(value.ptr()); }
 const npy_intp *shape_of(nb::handle value) { return PyArray_DIMS(array(value)); }
 char *data_of(nb::handle value) { return PyArray_BYTES(array(value)); }
 

@@ -299,6 +299,28 @@ def test_long_sequences_in_several_calls(cell: str, option: str, monkeypatch: py
         assert_array_equal(array, whole.arrays[name], err_msg=name)
 
 
+@pytest.mark.parametrize("option", PLAIN | OPTIONS)
+@pytest.mark.parametrize("cell", LAYERS)
+def test_gradients_of_long_sequences_are_summed_up_span_by_span(
+    cell: str, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the weights' have the bits of one span; those are right too."""
+    chosen = (PLAIN | OPTIONS)[option]
+    if chosen.draws and cell not in AHEAD:
+        pytest.skip("its kernels with masks are not compiled ahead")
+    problem = named("odd primes")._replace(T=53)
+    seed = 5 if chosen.draws else None
+    given = example(LAYERS[cell], problem, **chosen.config)
+    whole = own_passes(given, seed=seed, **chosen.call(problem))
+    monkeypatch.setattr(halide, "SPAN_BYTES", 1)
+    monkeypatch.setattr(halide, "SPAN_ROWS", (1, 1))
+    spans = check(given, seed=seed, **chosen.call(problem))
+    summed = {f"gradient of {name}" for name in given.layer.weights}
+    assert summed < set(whole.arrays)
+    for name in set(whole.arrays) - summed:
+        assert_array_equal(spans.arrays[name], whole.arrays[name], err_msg=name)
+
+
 @pytest.mark.parametrize("cell", LAYERS)
 @pytest.mark.parametrize("reverse", [False, True])
 def test_the_last_state_is_that_of_each_rows_end(cell: str, reverse: bool) -> None:

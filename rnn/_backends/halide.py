@@ -151,40 +151,82 @@ class HalideBackend:
             last = _still_zeros((cell.states, N, H), dtype.char)
         else:
             last = np.stack([_zeros((N, H), dtype.char) if d is None else d for d in d_last])
-        deltas = empty((T + 1, N, plan.deltas, H), dtype)
         kernel = self._kernels.recurrent("bptt", cell, _DTYPES[x.itemsize], bool(masks))
         vectors = _vectors(cell, weights, H, dtype)
-        for number, (start, stop) in enumerate(reversed(_pieces(plan, walk, T, N, H, x.itemsize))):
-            if number > 0:  # what goes on from the piece that was computed before
-                border = start if walk.reverse else stop
-                last = deltas[border, :, : cell.states].swapaxes(0, 1).copy(order="C")
-            kernel(
-                int(walk.reverse),
-                _within(walk.lengths, start, stop, N),
-                weight_hh,
-                weight_ho,
-                vectors,
-                frames[:, start : stop + 1],
-                d_output[start:stop],
-                d_states[start:stop],
-                last,
-                *_masks_within(masks, start, stop),
-                deltas[start : stop + 1],
+        d_x = empty((T, N, I if of_x else 0), dtype)
+        sums: list[Array] = []
+        spans = _spans(plan, walk, T, N, H, x.itemsize)
+        room = empty((max(past - first for first, past in spans) + 1, N, plan.deltas, H), dtype)
+        for first, past in reversed(spans):
+            deltas = room[: past - first + 1]
+            for start, stop in reversed(_pieces(plan, walk, past - first, N, H, x.itemsize)):
+                here = slice(first + start, first + stop)
+                kernel(
+                    int(walk.reverse),
+                    _within(walk.lengths, here.start, here.stop, N),
+                    weight_hh,
+                    weight_ho,
+                    vectors,
+                    frames[:, here.start : here.stop + 1],
+                    d_output[here],
+                    d_states[here],
+                    last,
+                    *_masks_within(masks, here.start, here.stop),
+                    deltas[start : stop + 1],
+                )
+                # what goes on from here: the gradients of the states before this piece
+                border = deltas[stop if walk.reverse else start]
+                if walk.reverse and walk.lengths is not None:  # at the rows' ends, beside deltas that count as none
+                    ends = walk.lengths, np.arange(N)
+                    border = deltas[ends]
+                    deltas[ends] = 0
+                last = border[:, : cell.states].swapaxes(0, 1).copy(order="C")
+            span = slice(first, past)
+            within = walk if walk.reset is None else walk._replace(reset=walk.reset[span])
+            made = self._sums(
+                cell, x[span], weights, frames[:, first : past + 1], d_output[span], deltas, d_x[span], within
             )
-        d_initial = deltas[-1 if walk.reverse else 0]
-        if walk.reverse and walk.lengths is not None:  # they are at the rows' ends, beside deltas that count as none
-            ends = walk.lengths, np.arange(N)
-            d_initial = deltas[ends]
-            deltas[ends] = 0
+            if sums:
+                for total, part in zip(sums, made, strict=True):
+                    total += part
+            else:
+                sums = made
+        d_weight_ih, d_weight_hh, d_weight_ho, d_bias_o, biases = sums
+        shift = 0 if plan.one_delta else A
+        gradients = {
+            "weight_ih_l0": d_weight_ih,
+            "weight_hh_l0": d_weight_hh,
+            "bias_ih_l0": biases[:A],
+            "bias_hh_l0": biases[shift : shift + B].copy() if plan.one_delta else biases[shift : shift + B],
+            "weight_ho": d_weight_ho,
+            "bias_o": d_bias_o,
+        }
+        for p, name in enumerate(cell.vectors):
+            gradients[f"{name}_l0"] = biases[len(biases) - (len(cell.vectors) - p) * H :][:H]
+        return Gradients({name: gradients[name] for name in weights}, d_x, tuple(last))
 
-        # ---- what the deltas give
+    def _sums(
+        self,
+        cell: CellEquations,
+        x: Array,
+        weights: Mapping[str, Array],
+        frames: Array,
+        d_output: Array,
+        deltas: Array,
+        d_x: Array,
+        walk: Walk,
+    ) -> list[Array]:
+        """What the deltas of a span of time give: `d_x` is filled in, and the answer is the span's part of the
+        gradients of W_ih, W_hh, W_ho and b_o, and of the sums of all deltas."""
+        (T, N, I), H, dtype = x.shape, frames.shape[3], x.dtype
+        masked = any(option is not None for option in (walk.reset, walk.recurrent_mask, walk.zoneout))
+        plan = _plan(cell, masked)
+        A, B, O = cell.inputs * H, cell.hidden * H, d_output.shape[2]
         steps = (deltas[:-1] if walk.reverse else deltas[1:]).reshape(T, N, plan.deltas * H)
         before, after = (slice(1, None), slice(0, -1)) if walk.reverse else (slice(0, -1), slice(1, None))
         shift = 0 if plan.one_delta else A
-        O, D = d_output.shape[2], steps.shape[2]
-        d_x = empty((T, N, I if of_x else 0), dtype)
         d_weight_ih, d_weight_hh = empty((A, I), dtype), empty((B, H), dtype)
-        d_weight_ho, d_bias_o, sums = empty((O, H), dtype), empty((O,), dtype), empty((D,), dtype)
+        d_weight_ho, d_bias_o, sums = empty((O, H), dtype), empty((O,), dtype), empty((plan.deltas * H,), dtype)
         # in one call, and one more for each further run of rows of W_hh that sees another operand
         gradients, states = self._kernels.product("gradients", _DTYPES[dtype.itemsize]), frames[0, after]
         for number, (operand, first, past) in enumerate(plan.products or [(-1, 0, 0)]):
@@ -199,21 +241,7 @@ class HalideBackend:
                 self._gradients(
                     T, N, dtype, previous=previous, states=states, d_hidden=d_hidden, d_weight_hh=made_hh
                 )  # fmt: skip
-        made = {
-            "weight_ih_l0": d_weight_ih,
-            "weight_hh_l0": d_weight_hh,
-            "bias_ih_l0": sums[:A],
-            "bias_hh_l0": sums[shift : shift + B].copy() if plan.one_delta else sums[shift : shift + B],
-            "weight_ho": d_weight_ho,
-            "bias_o": d_bias_o,
-        }
-        for p, name in enumerate(cell.vectors):
-            made[f"{name}_l0"] = sums[D - (len(cell.vectors) - p) * H :][:H]
-        return Gradients(
-            {name: made[name] for name in weights},
-            d_x,
-            tuple(np.ascontiguousarray(d_initial[:, k]) for k in range(cell.states)),
-        )
+        return [d_weight_ih, d_weight_hh, d_weight_ho, d_bias_o, sums]
 
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
         output = empty((*x.shape[:2], len(weight)), x.dtype)
@@ -251,28 +279,46 @@ _GRADIENTS = {
 # Bytes of one block of rows in one piece of a sequence. The kernels keep a piece in blocks before they copy it out, and
 # pieces that stay in L2 need not come back from memory.
 PIECE_BYTES = 1 << 18
-# Rows of work in a piece at the least: with half of them LSTM and GRU trained 2 to 8% slower. Twice as many where only
+# Rows of work in a piece at the least, and numbers of a state that are enough: with half of the rows LSTM, 64 wide,
+# went back 5% slower; with twice the numbers LSTM, 256 wide, 32 rows, went forward 5% slower. Twice as many where only
 # the states are put out, or threads would not share the call: GRU, 40 wide, 40 rows, two threads, 16.9 -> 10.4 ms.
 PIECE_ROWS = 2048
+PIECE_NUMBERS = 1 << 17
+# Bytes of the deltas of a span of a sequence, which is summed up while they are in the caches, before the span before
+# goes back; and its rows at the least: the second number from the width on from which sums pack what they multiply (FAR
+# in halide_gen/matmul.py). Against BPTT of all steps and then all sums, one thread: GRU, 40 wide, 40 rows, T = 2048:
+# 61.8 -> 38.7 ms; LSTM, 24 wide, 32 rows, T = 2000: 27.0 -> 20.4; LSTM, 64 wide, 48 rows, T = 400: 34.1 -> 29.7; GRU,
+# 512 wide, 48 rows, T = 200: in spans of 2048 rows 600, of 8192 and in one 590. With half the bytes two threads took
+# longer: plain RNN, 16 wide, 512 rows, 7.7 -> 10 ms.
+SPAN_BYTES = 1 << 20
+SPAN_ROWS = 2048, 8192
+SPAN_FAR = 256
 
 
 def _pieces(
     plan: _Plan, walk: Walk, T: int, N: int, H: int, itemsize: int, keep: bool = True
 ) -> Sequence[tuple[int, int]]:
     """(start, stop) in time of what one kernel call does, in the order in which the forward pass takes them."""
+    block = (plan.columns + 2) * (1 if N < 4 else 8) * -(-H // 16) * 16 * itemsize
+    rows = min(PIECE_ROWS, PIECE_NUMBERS // H) * (1 if keep else 2)
+    return _parts(walk, T, max(PIECE_BYTES // block, rows // N))
+
+
+def _spans(plan: _Plan, walk: Walk, T: int, N: int, H: int, itemsize: int) -> Sequence[tuple[int, int]]:
+    """(start, stop) in time of what is summed up at a time on the way back, in the order of the forward pass."""
+    return _parts(walk, T, max(SPAN_BYTES // (plan.deltas * N * H * itemsize), SPAN_ROWS[H >= SPAN_FAR] // N))
+
+
+def _parts(walk: Walk, T: int, length: int) -> Sequence[tuple[int, int]]:
+    """T steps in parts of about this length, 16 at the least."""
     if walk.reverse and walk.lengths is not None:  # there each row's border would be another one
         return [(0, T)]
-    pieces = _cut(plan.columns, T, N, H, itemsize, PIECE_BYTES, PIECE_ROWS if keep else 2 * PIECE_ROWS)
-    return pieces[::-1] if walk.reverse else pieces
+    parts = _cut(T, max(length, 16))
+    return parts[::-1] if walk.reverse else parts
 
 
-@lru_cache(maxsize=64)
-def _cut(
-    columns: int, T: int, N: int, H: int, itemsize: int, most_bytes: int, least_rows: int
-) -> tuple[tuple[int, int], ...]:
-    rows = 1 if N < 4 else 8
-    frame = (columns + 2) * rows * -(-H // 16) * 16 * itemsize
-    length = max(most_bytes // frame, least_rows // N, 16)
+@lru_cache(maxsize=256)
+def _cut(T: int, length: int) -> tuple[tuple[int, int], ...]:
     count = round(T / length) if 2 * length <= T else 1
     return tuple(pairwise(T * number // count for number in range(count + 1)))
 
