@@ -41,7 +41,8 @@ class Adam:
         # 3 million weights, one thread of a Zen 4: 3.2 ms; in a sweep of NumPy for each operation 10.
         chunk, vector = hl.Var("chunk"), hl.Var("vector")
         lanes = g.natural_vector_size(g.weight.type())
-        g.after.split(i, chunk, i, CHUNK, hl.TailStrategy.GuardWithIf).parallel(chunk)
+        size = hl.min(g.weight.dim(0).extent(), CHUNK)  # or small arrays would go through a whole chunk: 8 us
+        g.after.split(i, chunk, i, size, hl.TailStrategy.GuardWithIf).parallel(chunk)
         g.after.split(i, i, vector, lanes, hl.TailStrategy.Predicate).vectorize(vector)
 
 

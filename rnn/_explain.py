@@ -152,7 +152,7 @@ def _tile(layer: Layer, direction: str, T: int, N: int, masks: bool, layout: Lay
     """The register tile that the kernel will choose from the sizes, and what the threads share: nothing where a call's
     arrays hold less than `least` bytes."""
     table, threads = _generators.module("machine"), get_num_threads()
-    name, tile, _, sums, weights = layout
+    name, tile, sums, weights = layout.name, layout.tile, layout.sums, layout.weights
     group = tile.rows * tile.together
     count = table.blocks(N, group)
     tile_text = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -77,13 +78,31 @@ def test_adam_on_arrays_of_any_size_and_layout(shape: tuple[int, ...], dtype: st
     assert (weights["weight"].shape, weights["weight"].dtype) == (shape, np.dtype(dtype))
 
 
-def test_adam_has_the_same_bits_for_any_number_of_threads(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(1,), (15,), (17,), (3, 43), (0, 4), (129, 255), (16385,)])
+def test_sgd_on_arrays_of_any_size_and_layout(shape: tuple[int, ...], dtype: str, rng: np.random.Generator) -> None:
+    optimizer, eps = rnn.SGD(0.1, momentum=0.9), float(np.finfo(dtype).eps)
+    start, g = (rng.standard_normal(shape).astype(dtype) for _ in range(2))
+    weights, w, b = {"weight": start}, start.astype(np.float64), np.zeros(shape)
+    for _ in range(3):
+        across = np.asfortranarray(np.repeat(g, 2, axis=-1))[..., ::2]
+        optimizer.step(weights, {"weight": across})
+        b = 0.9 * b + g.astype(np.float64)
+        w -= 0.1 * b
+    assert_allclose(weights["weight"], w, rtol=3 * eps, atol=3 * 0.1 * 10 * eps)  # |b| is below 10
+    assert (weights["weight"].shape, weights["weight"].dtype) == (shape, np.dtype(dtype))
+
+
+@pytest.mark.parametrize("make", [rnn.SGD, rnn.Adam])
+def test_steps_have_the_same_bits_for_any_number_of_threads(
+    make: Callable[[float], Optimizer], rng: np.random.Generator
+) -> None:
     weight, gradient = (rng.standard_normal(100_003).astype(np.float32) for _ in range(2))
     seen = []
     for threads in (1, 2, 3, 8):
         weights: dict[str, Array] = {"weight": weight}
         with rnn.threads(threads):
-            rnn.Adam().step(weights, {"weight": gradient})
+            make(0.1).step(weights, {"weight": gradient})
         seen.append((weights["weight"].tobytes(), global_norm({"g": gradient})))
     assert all(one == seen[0] for one in seen)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,8 @@ def _table() -> Any:
     return _generators.module("machine")
 
 
-class Layout(NamedTuple):
+@dataclass(frozen=True, eq=False)  # each is made once, and its hash, of tuples, took a sixth of a small packing
+class Layout:
     """A register tile of halide_gen/machine.py, for vectors of so many lanes."""
 
     name: str
@@ -32,6 +34,7 @@ class Layout(NamedTuple):
 
     @property
     def units(self) -> int:
+        """Of a block."""
         units: int = self.tile.vectors * self.lanes
         return units
 
@@ -74,18 +77,20 @@ class Packing:
 
     def __call__(self, weight: Array, gates: int, layout: Layout, by_rows: bool) -> Array:
         """The weights of so many gates, in one dimension; units are the rows of each gate, or else the columns."""
-        rows, columns = weight.shape
-        shape = _shape(layout, gates, rows, columns, by_rows)
-        fixed, key = is_frozen(weight), (id(weight), shape, by_rows)
-        if fixed and key in self._kept:
-            return self._kept[key][1]
+        shape = _shape(layout, gates, *weight.shape, by_rows)
+        if not is_frozen(weight):
+            return self._packed(weight, gates, shape, by_rows)
+        key = id(weight), shape, by_rows
+        if key not in self._kept:  # until the weights are gone, and another array may lie where they were
+            gone = weakref.ref(weight, lambda _: self._kept.pop(key, None))
+            self._kept[key] = gone, self._packed(weight, gates, shape, by_rows)
+        return self._kept[key][1]
+
+    def _packed(self, weight: Array, gates: int, shape: tuple[int, ...], by_rows: bool) -> Array:
         packed = aligned(shape, weight.dtype)
         if weight.size:
             self._kernel(weight.itemsize)(int(by_rows), gates, weight, packed)
-        packed = packed.reshape(-1)
-        if fixed:  # until the weights are gone, and another array may lie where they were
-            self._kept[key] = weakref.ref(weight, lambda _: self._kept.pop(key, None)), packed
-        return packed
+        return packed.reshape(-1)
 
 
 def frozen(weights: Mapping[str, Array]) -> dict[str, Array]:
