@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 from problems import SHAPES, Problem
 
-from rnn._backends.base import Walk
-from rnn._backends.halide import Compiled, HalideBackend, Kernel, Kernels, load
+from rnn._backends.base import Kernel, Walk
+from rnn._backends.halide import Compiled, HalideBackend, Kernels, load
 from rnn._kernels import instruction_set, kernels
 from rnn._memory import aligned
 from rnn.cells import BUILT_IN, CellEquations

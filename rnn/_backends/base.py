@@ -9,7 +9,7 @@ never writes to its arguments, and what it returns shares no memory with them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from ..cells import CellEquations
 
 Array = NDArray[np.floating[Any]]
+Kernel = Callable[..., None]
+"""A compiled pipeline: called with its inputs, then its outputs."""
 
 
 class Walk(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from .._memory import empty
 from ..backend import BackendUnavailable
 from ..cells import MASK, CellEquations, Derivation, evaluate_numpy
 from . import numpy as reference
-from .base import Array, Backend, Gradients, Tape, Walk, cut
+from .base import Array, Backend, Gradients, Kernel, Tape, Walk, cut
 from .packing import Layout, Packing, layout, nothing
 
 SCHEDULES: tuple[str, ...] = _generators.module("schedules").NAMES
@@ -22,7 +22,6 @@ INSTRUCTIONS = ("sse41", "avx2", "avx512")
 """Sets of instructions, from the narrowest to the widest."""
 
 _DTYPES = {4: "float32", 8: "float64"}  # dtype.name takes 5 us
-Kernel = Callable[..., None]
 
 
 class Kernels:
@@ -137,7 +136,6 @@ class HalideBackend:
             return self._empty.bptt(cell, x, weights, tape, d_output, d_last, walk, of_x)
         masks = _masks(walk, cell, T, N, H, dtype)
         plan, frames = _plan(cell, bool(masks)), tape.kept
-        A, B = cell.inputs * H, cell.hidden * H
         tile = self.layout("bptt", cell, bool(masks), x.itemsize, H, N)
         weight_hh = weight_ho = nothing(dtype.char)
         if cell.hidden:
@@ -191,18 +189,7 @@ class HalideBackend:
                     total += part
             else:
                 sums = made
-        d_weight_ih, d_weight_hh, d_weight_ho, d_bias_o, biases = sums
-        shift = 0 if plan.one_delta else A
-        gradients = {
-            "weight_ih_l0": d_weight_ih,
-            "weight_hh_l0": d_weight_hh,
-            "bias_ih_l0": biases[:A],
-            "bias_hh_l0": biases[shift : shift + B].copy() if plan.one_delta else biases[shift : shift + B],
-            "weight_ho": d_weight_ho,
-            "bias_o": d_bias_o,
-        }
-        for p, name in enumerate(cell.vectors):
-            gradients[f"{name}_l0"] = biases[len(biases) - (len(cell.vectors) - p) * H :][:H]
+        gradients = _by_name(cell, plan, H, *sums)
         return Gradients({name: gradients[name] for name in weights}, d_x, tuple(last))
 
     def _sums(
@@ -378,6 +365,26 @@ def _plan(cell: CellEquations, masked: bool) -> _Plan:
         loose=loose,
         states={m: d.state_leaves.index(o.value) for m, o in enumerate(d.operands) if o.value in d.state_leaves},
     )
+
+
+def _by_name(
+    cell: CellEquations, plan: _Plan, H: int, d_weight_ih: Array, d_weight_hh: Array, d_weight_ho: Array, *sums: Array
+) -> dict[str, Array]:
+    """All gradients of weights, from `HalideBackend._sums`, by their names."""
+    d_bias_o, biases = sums
+    A, B, V = cell.inputs * H, cell.hidden * H, len(cell.vectors) * H
+    shift = 0 if plan.one_delta else A
+    d_bias_hh = biases[shift : shift + B]
+    of_vectors = biases[len(biases) - V :].reshape(-1, H)
+    return {
+        "weight_ih_l0": d_weight_ih,
+        "weight_hh_l0": d_weight_hh,
+        "bias_ih_l0": biases[:A],
+        "bias_hh_l0": d_bias_hh.copy() if plan.one_delta else d_bias_hh,
+        "weight_ho": d_weight_ho,
+        "bias_o": d_bias_o,
+        **{f"{name}_l0": gradient for name, gradient in zip(cell.vectors, of_vectors, strict=True)},
+    }
 
 
 def _operand(

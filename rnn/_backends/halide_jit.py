@@ -17,8 +17,8 @@ from .._compiler import built, pipeline
 from .._threads import get_num_threads
 from ..backend import BackendUnavailable
 from ..cells import CellEquations
-from .base import Backend
-from .halide import SCHEDULES, HalideBackend, Kernel, Kernels, check_schedule
+from .base import Backend, Kernel
+from .halide import SCHEDULES, HalideBackend, Kernels, check_schedule
 
 AUTOMATIC: tuple[str, ...] = _generators.module("schedules").AUTOMATIC
 """Autoschedulers, as schedules: halide_gen/schedules.py says which there are besides. What li2018 makes of BPTT wants a

@@ -13,9 +13,7 @@ import numpy as np
 from .. import _generators
 from .._memory import aligned
 from ..cells import CellEquations
-from .base import Array
-
-Kernel = Callable[..., None]
+from .base import Array, Kernel
 
 
 def _table() -> Any:
