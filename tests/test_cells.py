@@ -27,6 +27,7 @@ from tolerance import assert_close, tolerance
 
 import rnn
 from rnn._backends import halide
+from rnn._backends.base import Kernel
 
 AHEAD = ["rnn_tanh", "lstm", "gru"]
 """Cells whose float32 kernels with masks are compiled ahead."""
@@ -319,6 +320,38 @@ def test_gradients_of_long_sequences_are_summed_up_span_by_span(
     assert summed < set(whole.arrays)
     for name in set(whole.arrays) - summed:
         assert_array_equal(spans.arrays[name], whole.arrays[name], err_msg=name)
+
+
+def test_explain_says_how_long_the_parts_of_a_sequence_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, T, N = rnn.GRU(1, 24, seed=0), 1000, 64
+    made = str(rnn.explain(layer, (T, N)))
+    steps: dict[str, list[int]] = {"forward": [], "bptt": [], "gradients": []}
+
+    def counted(name: str, kernel: Kernel) -> Kernel:
+        def call(*arrays: Any) -> None:
+            if name in steps:
+                array, axis = {"forward": (-1, 1), "bptt": (-1, 0), "gradients": (0, 0)}[name]
+                steps[name].append(arrays[array].shape[axis])
+            kernel(*arrays)
+
+        return call
+
+    recurrent, product = halide.Compiled.recurrent, halide.Compiled.product
+    monkeypatch.setattr(
+        halide.Compiled, "recurrent", lambda self, name, *what: counted(name, recurrent(self, name, *what))
+    )
+    monkeypatch.setattr(halide.Compiled, "product", lambda self, name, dtype: counted(name, product(self, name, dtype)))
+    run = layer.forward(np.zeros((T, N, 1), np.float32))
+    layer.bptt(run, np.zeros_like(run.output))
+    for name, said in (
+        ("forward", "pieces    forward: of about {} steps"),
+        ("bptt", "pieces    bptt: of about {} steps"),
+        ("gradients", "over about {} steps at once"),
+    ):
+        taken = steps[name]
+        assert len(taken) > 1
+        whole = round(sum(taken) / len(taken))  # arrays of states have one more than steps, but for later pieces
+        assert any(said.format(whole - less) in made for less in (0, 1)), (name, taken, made)
 
 
 @pytest.mark.parametrize("cell", LAYERS)
