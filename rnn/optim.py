@@ -22,6 +22,10 @@ from ._memory import empty
 __all__ = ["SGD", "Adam", "Optimizer", "clip_norm"]
 
 
+SMALL = 1 << 12
+"""Numbers up to which NumPy's two operations take no longer than a kernel with all that its call needs."""
+
+
 class Optimizer(Protocol):
     """Takes one step at a time."""
 
@@ -131,8 +135,8 @@ def _adam(settings: tuple[float, ...], *given: Array) -> list[Array]:
 
 def _plus(y: Array, a: float, x: Array) -> Array:
     """y + a x."""
-    if y.size == 0:
-        return y.copy()
+    if y.size <= SMALL:
+        return y + a * x
     compiled, factor = _axpy(a, y.dtype)
     if compiled is None:
         return y + a * x
@@ -141,7 +145,7 @@ def _plus(y: Array, a: float, x: Array) -> Array:
     return made
 
 
-@lru_cache(maxsize=16)  # looked up for each weight it took as long as the kernel itself
+@lru_cache(maxsize=16)
 def _axpy(a: float, dtype: np.dtype[Any]) -> tuple[Callable[..., None] | None, Array]:
     """The kernel, and its factor."""
     factor = np.array((a,), dtype)

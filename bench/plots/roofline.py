@@ -2,65 +2,88 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from ..implementations import OURS
 from ..results import Row
 from ..runner import Session
-from .style import GRID
+from .style import GRID, plain_log
 
 ITEM = 4  # bytes of a float32
-NAMED = 14
+CLOSE = 8  # operations a byte from which on problems are shown from near
+
+
+class Point(NamedTuple):
+    name: str
+    intensity: float
+    gflops: float
 
 
 def draw(session: Session) -> Figure:
     ours = [r for r in session.rows if (r.implementation, r.threads) == (OURS, 1)]
     rows = {(r.problem, r.pass_): r for r in ours if r.benchmark in ("roofline", "peers")}
-    figure = Figure(figsize=(12, 8), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(14, 7), layout="constrained")
+    whole, near = figure.subplots(1, 2, width_ratios=(3, 4))
     peak, bandwidth = session.limits[1]
-    points: dict[str, list[tuple[float, float]]] = {"forward": [], "backward": []}
-    for problem in dict.fromkeys(name for name, _ in rows):
-        ahead, train = rows[problem, "forward"], rows.get((problem, "train"))
-        points["forward"].append((ahead.gflop * 1e9 / forward_bytes(ahead), ahead.gflops))
+    ahead: list[Point] = []
+    back: list[Point] = []
+    for problem in sorted({name for name, _ in rows}, key=lambda name: -rows[name, "forward"].gflop):
+        forward, train = rows[problem, "forward"], rows.get((problem, "train"))
+        name = f"{forward.cell.removeprefix('rnn_')} H{forward.H} N{forward.N}"
+        ahead.append(Point(name, forward.gflop * 1e9 / forward_bytes(forward), forward.gflops))
         if train is None:  # nobody trains at its sizes
             continue
-        back = max(train.seconds_min - ahead.seconds_min, 1e-9)
-        points["backward"].append((2 * ahead.gflop * 1e9 / backward_bytes(ahead), 2 * ahead.gflop / back))
-    everything = np.array(points["forward"] + points["backward"])
-    x = np.geomspace(everything[:, 0].min() / 2, everything[:, 0].max() * 2, 200)
-    axes.plot(x, np.minimum(peak, bandwidth * x), color="black", linewidth=2)
-    axes.text(x[-1], peak * 1.06, f"multiply-adds: {peak:.0f} GFLOP/s", ha="right")
-    ridge = peak / bandwidth
-    axes.text(ridge / 2.2, peak / 2, f"memory: {bandwidth:.1f} GB/s", ha="right", va="bottom")
-    axes.plot(*np.array(points["forward"]).T, "o", color="0.75", markeredgecolor="black", label="forward pass")
-    axes.plot(
-        *np.array(points["backward"]).T, "x", color="black", label="backward pass (training step less forward pass)"
+        seconds = max(train.seconds_min - forward.seconds_min, 1e-9)
+        back.append(Point(name, 2 * forward.gflop * 1e9 / backward_bytes(forward), 2 * forward.gflop / seconds))
+    intensities = [point.intensity for point in ahead + back]
+    x = np.geomspace(min(intensities) / 2, max(intensities) * 2, 200)
+    for axes in whole, near:
+        axes.plot(x, np.minimum(peak, bandwidth * x), color="black", linewidth=2)
+        for points, marker, color, label in (
+            (ahead, "o", "0.75", "forward pass"),
+            (back, "x", "black", "backward pass (a training step less that)"),
+        ):
+            places = [point.intensity for point in points], [point.gflops for point in points]
+            axes.plot(*places, marker, color=color, markeredgecolor="black", label=label)
+        axes.set_xscale("log")
+        axes.set_ylabel("GFLOP/s")
+        axes.grid(**GRID)
+    whole.set_yscale("log")
+    whole.set_title("All named problems; small ones end before the machine gets going")
+    whole.text(peak / bandwidth / 2.2, peak / 2, f"memory: {bandwidth:.1f} GB/s", ha="right", va="bottom")
+    near.set(xlim=(CLOSE, x[-1]), ylim=(0, 1.1 * peak), title=f"From {CLOSE} operations a byte on")
+    near.text(x[-1] / 1.1, peak * 1.02, f"multiply-adds: {peak:.0f} GFLOP/s", ha="right")
+    near.legend(loc="lower right")
+    figure.supxlabel(
+        "floating-point operations a byte (each array of the pass counted once, as if caches were endless)"
     )
-    by_work = sorted((r for (_, which), r in rows.items() if which == "forward"), key=lambda r: -r.gflop)[:NAMED]
-    for r in by_work:
-        place = (r.gflop * 1e9 / forward_bytes(r), r.gflops)
-        axes.annotate(
-            f"{r.cell.removeprefix('rnn_')} H{r.H} N{r.N}",
-            place,
-            (0, -11),
-            textcoords="offset points",
-            fontsize=7,
-            ha="center",
-        )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set(
-        xlabel="floating-point operations a byte (each array of the pass counted once, as if caches were endless)",
-        ylabel="GFLOP/s",
-    )
-    axes.grid(**GRID)
-    axes.legend(loc="lower right")
-    axes.set_title(
-        "Roofline: every named problem, 1 thread (small ones lie low: they end before the machine gets going)"
-    )
+    figure.suptitle("Roofline, 1 thread")
+    plain_log(near.xaxis)
+    name_points(near, ahead, back)
     return figure
+
+
+def name_points(axes: Axes, points: Sequence[Point], others: Sequence[Point]) -> None:
+    """Beside those for whose names there is room between all points, the first ones first."""
+    axes.figure.get_figure(root=True).draw_without_rendering()
+    centers = axes.transData.transform([(point.intensity, point.gflops) for point in (*points, *others)])
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in centers]
+    for point in points:
+        for offset, align in (((7, -3), "left"), ((-7, -3), "right"), ((0, -13), "center"), ((0, 7), "center")):
+            text = axes.annotate(
+                point.name, point[1:], offset, textcoords="offset points", fontsize=8, ha=align, annotation_clip=True
+            )
+            box = text.get_window_extent()
+            if axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1 and not box.count_overlaps(taken):
+                taken.append(box)
+                break
+            text.remove()
 
 
 def forward_bytes(r: Row) -> float:

@@ -145,7 +145,7 @@ class HalideBackend:
             d_states = _still_zeros((T, N, H), dtype.char)
         else:
             d_states, d_output = d_output, empty((T, N, 0), dtype)
-        if all(d is None for d in d_last):
+        if not [d for d in d_last if d is not None]:
             last = _still_zeros((cell.states, N, H), dtype.char)
         else:
             last = np.stack([_zeros((N, H), dtype.char) if d is None else d for d in d_last])
@@ -154,7 +154,8 @@ class HalideBackend:
         d_x = empty((T, N, I if of_x else 0), dtype)
         sums: list[Array] = []
         spans = _spans(plan, walk, T, N, H, x.itemsize)
-        room = empty((max(past - first for first, past in spans) + 1, N, plan.deltas, H), dtype)
+        longest = -(-T // len(spans))
+        room = empty((longest + 1, N, plan.deltas, H), dtype)
         for first, past in reversed(spans):
             deltas = room[: past - first + 1]
             for start, stop in reversed(_pieces(plan, walk, past - first, N, H, x.itemsize)):
@@ -182,7 +183,7 @@ class HalideBackend:
             span = slice(first, past)
             within = walk if walk.reset is None else walk._replace(reset=walk.reset[span])
             made = self._sums(
-                cell, x[span], weights, frames[:, first : past + 1], d_output[span], deltas, d_x[span], within
+                cell, plan, x[span], weights, frames[:, first : past + 1], d_output[span], deltas, d_x[span], within
             )
             if sums:
                 for total, part in zip(sums, made, strict=True):
@@ -195,6 +196,7 @@ class HalideBackend:
     def _sums(
         self,
         cell: CellEquations,
+        plan: _Plan,
         x: Array,
         weights: Mapping[str, Array],
         frames: Array,
@@ -206,8 +208,6 @@ class HalideBackend:
         """What the deltas of a span of time give: `d_x` is filled in, and the answer is the span's part of the
         gradients of W_ih, W_hh, W_ho and b_o, and of the sums of all deltas."""
         (T, N, I), H, dtype = x.shape, frames.shape[3], x.dtype
-        masked = any(option is not None for option in (walk.reset, walk.recurrent_mask, walk.zoneout))
-        plan = _plan(cell, masked)
         A, B, O = cell.inputs * H, cell.hidden * H, d_output.shape[2]
         steps = (deltas[:-1] if walk.reverse else deltas[1:]).reshape(T, N, plan.deltas * H)
         before, after = (slice(1, None), slice(0, -1)) if walk.reverse else (slice(0, -1), slice(1, None))
@@ -280,6 +280,8 @@ PIECE_NUMBERS = 1 << 17
 SPAN_BYTES = 1 << 20
 SPAN_ROWS = 2048, 8192
 SPAN_FAR = 256
+SHORTEST = 16
+"""Steps of a piece or a span."""
 
 
 def _pieces(
@@ -297,10 +299,11 @@ def _spans(plan: _Plan, walk: Walk, T: int, N: int, H: int, itemsize: int) -> Se
 
 
 def _parts(walk: Walk, T: int, length: int) -> Sequence[tuple[int, int]]:
-    """T steps in parts of about this length, 16 at the least."""
-    if walk.reverse and walk.lengths is not None:  # there each row's border would be another one
-        return [(0, T)]
-    parts = _cut(T, max(length, 16))
+    """T steps in parts of about this length."""
+    # in reverse each row's border would be another one
+    if T < 2 * SHORTEST or (walk.reverse and walk.lengths is not None):
+        return ((0, T),)
+    parts = _cut(T, max(length, SHORTEST))
     return parts[::-1] if walk.reverse else parts
 
 
