@@ -7,7 +7,6 @@
 
 #include <HalideRuntime.h>
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -185,20 +184,38 @@ void give_back(void *memory) {
     kept += size;
 }
 
-using Array = nb::ndarray<nb::numpy, nb::c_contig>;
-
-Array empty(const std::vector<size_t> &shape, int bits) {
+// Through NumPy's own interface: nanobind's took 0.4 us more, of which a small training step wants a dozen.
+nb::object empty(nb::handle shape, int bits) {
+    PyArray_Dims extents{nullptr, 0};
+    if (!PyArray_IntpConverter(shape.ptr(), &extents)) {
+        throw nb::python_error();
+    }
+    const std::vector<npy_intp> axes(extents.ptr, extents.ptr + extents.len);
+    PyDimMem_FREE(extents.ptr);
     size_t bytes = bits / 8;
-    for (size_t extent : shape) {
-        bytes *= extent;
+    for (npy_intp extent : axes) {
+        if (extent < 0 || __builtin_mul_overflow(bytes, size_t(extent), &bytes) || bytes > PTRDIFF_MAX - header) {
+            throw nb::value_error("shape: expected extents of an array that can be");
+        }
     }
     void *memory = take(bytes);
     if (!memory) {
         throw std::bad_alloc();
     }
-    nb::capsule owner(memory, [](void *memory) noexcept { give_back(memory); });
-    const auto type = bits == 16 ? nb::dtype<uint16_t>() : bits == 32 ? nb::dtype<float>() : nb::dtype<double>();
-    return Array(memory, shape.size(), shape.data(), owner, nullptr, type);
+    PyObject *owner = PyCapsule_New(memory, nullptr, [](PyObject *owner) { give_back(PyCapsule_GetPointer(owner, nullptr)); });
+    if (!owner) {
+        give_back(memory);
+        throw nb::python_error();
+    }
+    const nb::object held = nb::steal(owner);
+    const int type = bits == 16 ? NPY_UINT16 : bits == 32 ? NPY_FLOAT32 : NPY_FLOAT64;
+    const nb::object made = nb::steal(PyArray_New(&PyArray_Type, int(axes.size()), axes.data(), type, nullptr, memory, 0,
+                                                  NPY_ARRAY_CARRAY, nullptr));
+    if (!made.is_valid() ||
+        PyArray_SetBaseObject(reinterpret_cast<PyArrayObject *>(made.ptr()), nb::object(held).release().ptr()) < 0) {
+        throw nb::python_error();
+    }
+    return made;
 }
 
 // ---- instruction sets
