@@ -370,7 +370,7 @@ private:
         if (PyArray_TYPE(given) != type_number(expected.type) || !PyArray_ISNOTSWAPPED(given)) {
             const auto type = nb::borrow(reinterpret_cast<PyObject *>(PyArray_DESCR(given)));
             fail(PyExc_TypeError, text() + ": expected " + type_name(expected.type) +
-                                      " in native byte order, got an array of " + nb::repr(type).c_str());
+                                      " in native byte order, got dtype " + nb::str(type).c_str());
         }
         const int axes = PyArray_NDIM(given);
         if (axes != expected.dimensions) {

@@ -420,6 +420,6 @@ def test_columns_of_one_array_may_be_outputs_side_by_side_but_may_not_overlap() 
     with pytest.raises(ValueError, match=r"deltas\.0: expected memory of its own, got memory shared with deltas\.1"):
         call([0, H - 1, 2 * H, 3 * H])
     with pytest.raises(
-        TypeError, match=r"made: expected bfloat16 \(as uint16\) in native byte order, got an array of format 'd'"
+        TypeError, match=r"made: expected bfloat16 \(as uint16\) in native byte order, got dtype float64"
     ):
         _kernels.kernels["round_bf16"](zeros[0], zeros[1].astype(np.float64))
