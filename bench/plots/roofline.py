@@ -52,7 +52,7 @@ def draw(session: Session) -> Figure:
             places = [point.intensity for point in points], [point.gflops for point in points]
             axes.plot(*places, marker, color=color, markeredgecolor="black", label=label)
         axes.set_xscale("log")
-        axes.set_ylabel("GFLOP/s")
+        axes.set(xlabel="floating-point operations a byte", ylabel="GFLOP/s")
         axes.grid(**GRID)
     whole.set_yscale("log")
     whole.set_title("All named problems; small ones end before the machine gets going")
@@ -60,10 +60,7 @@ def draw(session: Session) -> Figure:
     near.set(xlim=(CLOSE, x[-1]), ylim=(0, 1.1 * peak), title=f"From {CLOSE} operations a byte on")
     near.text(x[-1] / 1.1, peak * 1.02, f"multiply-adds: {peak:.0f} GFLOP/s", ha="right")
     near.legend(loc="lower right")
-    figure.supxlabel(
-        "floating-point operations a byte (each array of the pass counted once, as if caches were endless)"
-    )
-    figure.suptitle("Roofline, 1 thread")
+    figure.suptitle("Roofline, 1 thread (bytes: each array of the pass counted once, as if caches were endless)")
     plain_log(near.xaxis)
     name_points(near, ahead, back)
     return figure

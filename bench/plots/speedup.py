@@ -44,6 +44,6 @@ def draw(session: Session) -> Figure:
         line[0].set_ylabel("times as fast (1: no faster)")
     for axes in grid[-1]:
         axes.set_xlabel("values a time step")
-    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(rivals) or 1)
+    grid[-1][0].legend(loc="upper right")
     figure.suptitle("Speed-up of a training step (forward, loss, BPTT, update), each library with as many threads")
     return figure
