@@ -6,8 +6,7 @@ from typing import Any
 
 import halide as hl
 from blocks import starts_at_zero
-
-CHUNK = 1 << 14  # numbers that a thread takes at a time
+from sweep import sweep
 
 
 @hl.generator(name="adam")
@@ -39,11 +38,7 @@ class Adam:
 
         # ---- schedule
         # 3 million weights, one thread of a Zen 4: 3.2 ms; in a sweep of NumPy for each operation 10.
-        chunk, vector = hl.Var("chunk"), hl.Var("vector")
-        lanes = g.natural_vector_size(g.weight.type())
-        size = hl.min(g.weight.dim(0).extent(), CHUNK)  # or small arrays would go through a whole chunk: 8 us
-        g.after.split(i, chunk, i, size, hl.TailStrategy.GuardWithIf).parallel(chunk)
-        g.after.split(i, i, vector, lanes, hl.TailStrategy.Predicate).vectorize(vector)
+        sweep(g.after, i, g.weight.dim(0).extent(), g.natural_vector_size(g.weight.type()))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,7 @@ snapshot.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from functools import lru_cache
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -135,21 +134,12 @@ def _adam(settings: tuple[float, ...], *given: Array) -> list[Array]:
 
 def _plus(y: Array, a: float, x: Array) -> Array:
     """y + a x."""
-    if y.size <= SMALL:
-        return y + a * x
-    compiled, factor = _axpy(a, y.dtype)
+    compiled = kernel("axpy", y) if y.size > SMALL else None
     if compiled is None:
         return y + a * x
     made = empty(y.shape, y.dtype)
-    compiled(factor, x.ravel(), y.ravel(), made.reshape(-1))
+    compiled(np.array((a,), y.dtype), x.ravel(), y.ravel(), made.reshape(-1))
     return made
-
-
-@lru_cache(maxsize=16)
-def _axpy(a: float, dtype: np.dtype[Any]) -> tuple[Callable[..., None] | None, Array]:
-    """The kernel, and its factor."""
-    factor = np.array((a,), dtype)
-    return kernel("axpy", factor), factor
 
 
 def clip_norm(gradients: dict[str, Array], max_norm: float) -> float:

@@ -71,11 +71,8 @@ class RelativeError:
 
     def __call__(self, output: NDArray[Any], target: NDArray[Any]) -> tuple[float, NDArray[Any]]:
         gradient = np.subtract(output, target, out=empty(output.shape, output.dtype))
-        counted = gradient.size
-        if self.lag:
-            gradient[: self.lag] = 0
-            counted = gradient[self.lag :].size
-        scale = 1 / (max(counted, 1) * self.mean_square)
+        gradient[: self.lag] = 0
+        scale = 1 / (max(gradient[self.lag :].size, 1) * self.mean_square)
         value = sum_of_squares(gradient) * scale
         gradient *= 2 * scale
         return value, gradient
