@@ -12,6 +12,8 @@ import pytest
 from differences import each
 from layer_checks import (
     LAYERS,
+    Example,
+    Passes,
     beyond,
     check,
     check_differences,
@@ -272,17 +274,23 @@ def test_steps_of_a_stream_give_the_whole(cell: str) -> None:
         assert_close("state", one, last, allowed)
 
 
-@pytest.mark.parametrize("option", [*PLAIN, "everything", "everything in reverse"])
-@pytest.mark.parametrize("cell", LAYERS)
-def test_long_sequences_in_several_calls(cell: str, option: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The backend cuts them so that a piece stays in the cache."""
+def long_example(cell: str, option: str) -> tuple[Example, Passes, dict[str, Any]]:
+    """A sequence of 53 steps: what passes take, what they make of it at once, and how they are called."""
     chosen = (PLAIN | OPTIONS)[option]
     if chosen.draws and cell not in AHEAD:
         pytest.skip("its kernels with masks are not compiled ahead")
     problem = named("odd primes")._replace(T=53)
     seed = 5 if chosen.draws else None
+    how = {"seed": seed, **chosen.call(problem)}
     given = example(LAYERS[cell], problem, **chosen.config)
-    whole = own_passes(given, seed=seed, **chosen.call(problem))
+    return given, own_passes(given, **how), how
+
+
+@pytest.mark.parametrize("option", [*PLAIN, "everything", "everything in reverse"])
+@pytest.mark.parametrize("cell", LAYERS)
+def test_long_sequences_in_several_calls(cell: str, option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backend cuts them so that a piece stays in the cache."""
+    given, whole, how = long_example(cell, option)
     cut = halide._pieces
     counts: set[int] = set()
 
@@ -294,7 +302,7 @@ def test_long_sequences_in_several_calls(cell: str, option: str, monkeypatch: py
     for constant in ("PIECE_BYTES", "PIECE_ROWS"):
         monkeypatch.setattr(halide, constant, 1)
     monkeypatch.setattr(halide, "_pieces", counted)
-    pieces = check(given, seed=seed, **chosen.call(problem))
+    pieces = check(given, **how)
     assert counts == ({1} if option in ("lengths in reverse", "everything in reverse") else {3})
     for name, array in pieces.arrays.items():
         assert_array_equal(array, whole.arrays[name], err_msg=name)
@@ -306,16 +314,10 @@ def test_gradients_of_long_sequences_are_summed_up_span_by_span(
     cell: str, option: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All but the weights' have the bits of one span; those are right too."""
-    chosen = (PLAIN | OPTIONS)[option]
-    if chosen.draws and cell not in AHEAD:
-        pytest.skip("its kernels with masks are not compiled ahead")
-    problem = named("odd primes")._replace(T=53)
-    seed = 5 if chosen.draws else None
-    given = example(LAYERS[cell], problem, **chosen.config)
-    whole = own_passes(given, seed=seed, **chosen.call(problem))
+    given, whole, how = long_example(cell, option)
     monkeypatch.setattr(halide, "SPAN_BYTES", 1)
     monkeypatch.setattr(halide, "SPAN_ROWS", (1, 1))
-    spans = check(given, seed=seed, **chosen.call(problem))
+    spans = check(given, **how)
     summed = {f"gradient of {name}" for name in given.layer.weights}
     assert summed < set(whole.arrays)
     for name in set(whole.arrays) - summed:
