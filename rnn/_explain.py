@@ -62,7 +62,7 @@ def explain(layer: Layer, shape: tuple[int, int], *, masks: bool | None = None) 
     from ._kernels import instruction_set
 
     why = "the widest that this CPU has (or RNN_INSTRUCTION_SET allows)"
-    if (instructions := chosen.instructions(cell, str(layer.dtype))) != instruction_set():
+    if (instructions := chosen.instructions(cell, str(layer.dtype), masks)) != instruction_set():
         why = "all that float64, which is for checks of gradients, is compiled for"
     lines.append(f"code      {instructions}, {why}")
     plan = _plan(cell, masks)

@@ -188,8 +188,8 @@ class GuardedKernels(Kernels):
     def product(self, name: str, dtype: str) -> Kernel:
         return self.guarded(self.compiled.product(name, dtype))
 
-    def instructions(self, cell: CellEquations, dtype: str) -> str:
-        return self.compiled.instructions(cell, dtype)
+    def instructions(self, cell: CellEquations, dtype: str, masked: bool) -> str:
+        return self.compiled.instructions(cell, dtype, masked)
 
     def guarded(self, kernel: Kernel) -> Kernel:
         def call(*given: Any) -> None:

@@ -192,8 +192,6 @@ def test_nan_stays_in_its_row_and_goes_on_in_time(cell: str) -> None:
 @pytest.mark.parametrize("name", ["odd primes", "rows of a picture", "wide state"])
 def test_any_number_of_threads_gives_the_same_bits(cell: str, name: str, option: str) -> None:
     chosen = (PLAIN | OPTIONS)[option]
-    if chosen.draws and cell not in AHEAD:
-        pytest.skip("its kernels with masks are not compiled ahead")
     given = example(LAYERS[cell], named(name), **chosen.config)
     seen = []
     for threads in (1, 2, 3, 8):
@@ -277,8 +275,6 @@ def test_steps_of_a_stream_give_the_whole(cell: str) -> None:
 def long_example(cell: str, option: str) -> tuple[Example, Passes, dict[str, Any]]:
     """A sequence of 53 steps: what passes take, what they make of it at once, and how they are called."""
     chosen = (PLAIN | OPTIONS)[option]
-    if chosen.draws and cell not in AHEAD:
-        pytest.skip("its kernels with masks are not compiled ahead")
     problem = named("odd primes")._replace(T=53)
     seed = 5 if chosen.draws else None
     how = {"seed": seed, **chosen.call(problem)}

@@ -39,7 +39,7 @@ class Kernels:
         """In words, where `recurrent` will find a kernel."""
         raise NotImplementedError
 
-    def instructions(self, cell: CellEquations, dtype: str) -> str:
+    def instructions(self, cell: CellEquations, dtype: str, masked: bool) -> str:
         """The set that a cell's kernels are compiled for: "avx512", "avx2" or "sse41"."""
         raise NotImplementedError
 
@@ -58,7 +58,7 @@ class HalideBackend:
 
     def layout(self, direction: str, cell: CellEquations, masked: bool, itemsize: int, H: int, N: int) -> Layout:
         """What the "forward" or "bptt" kernel of a cell will choose for these sizes."""
-        instructions = self.instructions(cell, _DTYPES[itemsize])
+        instructions = self.instructions(cell, _DTYPES[itemsize], masked)
         return layout(direction, cell, masked, self._schedule, instructions, itemsize, H, N)
 
     def forward(
@@ -480,8 +480,8 @@ class Compiled(Kernels):
         key = (direction, cell, dtype, masked)
         kernel = self._found.get(key)
         if kernel is None:
-            name = self._name(direction, cell, dtype, masked)
-            kernel = self._kernels.get(name) if cell.is_built_in else None
+            if self._is_built_in(direction, cell, dtype, masked):
+                kernel = self._kernels[self._name(direction, cell, dtype, masked)]
             if kernel is None and self._schedule != "tuned":
                 raise ValueError(
                     f"schedule: expected 'tuned' (or the backend halide-jit) for {cell} in {dtype}, "
@@ -497,8 +497,8 @@ class Compiled(Kernels):
     def product(self, name: str, dtype: str) -> Kernel:
         return self._kernels[f"{name}_{self._schedule}_{dtype}"]
 
-    def instructions(self, cell: CellEquations, dtype: str) -> str:
-        if dtype == "float64" and cell.is_built_in:
+    def instructions(self, cell: CellEquations, dtype: str, masked: bool) -> str:
+        if dtype == "float64" and self._is_built_in("forward", cell, dtype, masked):
             most = "avx2" if cell.name in ("rnn_tanh", "lstm", "gru") else "sse41"
             return min(most, self._widest, key=INSTRUCTIONS.index)
         return self._widest
@@ -506,11 +506,13 @@ class Compiled(Kernels):
     def origin(self, direction: str, cell: CellEquations, dtype: str, masked: bool) -> str:
         from .._compiler import library_path
 
-        name = self._name(direction, cell, dtype, masked)
-        if cell.is_built_in and name in self._kernels:
-            return f"{name}, built in"
+        if self._is_built_in(direction, cell, dtype, masked):
+            return f"{self._name(direction, cell, dtype, masked)}, built in"
         path = library_path(direction, cell, dtype, masked)
         return f"{path}" if path.exists() else f"to be compiled when it is first used, in seconds, into {path}"
+
+    def _is_built_in(self, direction: str, cell: CellEquations, dtype: str, masked: bool) -> bool:
+        return cell.is_built_in and self._name(direction, cell, dtype, masked) in self._kernels
 
     def _name(self, direction: str, cell: CellEquations, dtype: str, masked: bool) -> str:
         return f"{direction}_{cell.name}_{self._schedule}_{dtype}" + "_masked" * masked

@@ -92,7 +92,7 @@ class Jit(Kernels):
         name = f"{direction}_{cell}_{self._schedule}_{dtype}{'_masked' * masked}"
         return f"{name}, compiled by Halide's JIT at the first call"
 
-    def instructions(self, cell: CellEquations, dtype: str) -> str:
+    def instructions(self, cell: CellEquations, dtype: str, masked: bool) -> str:
         import halide as hl
 
         found: str = _generators.module("schedules").instruction_set(hl.get_jit_target_from_environment())
