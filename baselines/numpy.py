@@ -13,6 +13,8 @@ What made it fast, each measured in float32 on one AMD EPYC core (Zen 4), NumPy 
   an LSTM has a tanh, that is four calls for all gates instead of nine (H = 8, N = 1: 3.6 us a step in all).
 - On the way back a gate's gradient is dh or dc times something known before: what, is found for many steps at once
   (GRU, H = 8, N = 1: the step itself is five calls), but not for more than stay in L2.
+- Products with states that start as zeros, as everybody's do here, are left out: that of an Elman network's first step,
+  and the first step's part of the gradient of W_hh (a sixteenth of both where T = 16).
 - Biases are summed over rows as a product with ones (H = 16, T*N = 262144: 0.6 ms, and 5.5 for `sum`).
 - A network keeps its arrays for the next batch: new memory costs a page fault every 4 KiB (I = H = 64, N = 48, T = 200,
   a training step: 10.8 ms, and 15.9).
@@ -189,6 +191,9 @@ class Elman:
         dot, add, act = np.dot, np.add, self.act
         product = np.empty_like(states[0][0])
         h, *following = states[0]
+        if following and not h.any():
+            h = following.pop(0)
+            act(h, h)
         for after in following:
             dot(h, W, product)
             add(after, product, after)
@@ -472,9 +477,12 @@ def differentiate(
         to.d_h[...] = to.d_output
     delta, d_initial = cell.back(weights["weight_hh_l0"], to.states, to.kept, d_last, to.d_h, to.wide)
     d, H = rows(delta), h.shape[2]
-    for side, into, spans in (("ih", x, cell.from_input), ("hh", h[:-1], cell.from_hidden)):
+    idle = 0 if h[0].any() else 1  # steps
+    sides = ("ih", x, delta, cell.from_input), ("hh", h[idle:-1], delta[idle:], cell.from_hidden)
+    for side, into, of, spans in sides:
         for span in spans:
-            np.matmul(d[:, span.columns(H)].T, rows(into), out=gradients[f"weight_{side}_l0"][span.rows(H)])
+            part = rows(of)[:, span.columns(H)]
+            np.matmul(part.T, rows(into), out=gradients[f"weight_{side}_l0"][span.rows(H)])
     if "bias_ih_l0" in weights:
         sums = np.empty_like(d, shape=d.shape[1])
         total(d, sums)

@@ -74,7 +74,7 @@ class Network:
     def _gradients(self, batch: Batch) -> tuple[float, rnn.Gradients]:
         run = self.layer.forward(batch.x, remat=self.remat)
         loss, d_output = self.loss(run.output, batch.target)
-        return loss, self.layer.bptt(run, d_output)
+        return loss, self.layer.bptt(run, d_output, of_state=False)
 
 
 def set_threads(n: int) -> None:

@@ -36,6 +36,7 @@ class BPTT:
         dtype = {"float32": hl.Float(32), "float64": hl.Float(64)}[self.dtype]
         self.add_input("threads", hl.InputScalar(hl.Int(32)))
         self.add_input("reverse", hl.InputScalar(hl.Int(32)))
+        self.add_input("of_state", hl.InputScalar(hl.Int(32)))  # 0: nobody asks for the gradients of initial states
         self.add_input("lengths", hl.InputBuffer(hl.Int(32), 1))  # (N,)
         self.add_input("weight_hh", hl.InputBuffer(dtype, 1))  # (B H, H), packed by columns (pack.py)
         self.add_input("weight_ho", hl.InputBuffer(dtype, 1))  # (O, H), packed by columns
@@ -49,7 +50,8 @@ class BPTT:
             self.add_input("mask", hl.InputBuffer(dtype, 2))  # (N, H)
             self.add_input("zoneout", hl.InputBuffer(dtype, 4))  # (S, T, N, H)
         # (T + 1, N, D, H): delta for the rows of W_ih, for those of W_hh if they differ, and for the vectors, where the
-        # forward pass has the state that the step made; where it has the initial state, the gradients of that
+        # forward pass has the state that the step made; where it has the initial state, the gradients of that, or what
+        # reaches it without its products
         self.add_output("deltas", hl.OutputBuffer(dtype, 4))
 
     def generate(self: Any) -> None:
@@ -111,6 +113,11 @@ class BPTT:
         made += [on_tape(column) for column in frame.tape]
         made += [zone(k) for k in range(len(cell.zone_leaves))]
         made += [Place()] * (frame.size - len(made))
+
+        def idle(s: hl.Expr) -> hl.Expr:
+            unasked = (s == T + 1) & (g.of_state == 0)
+            return (s == 1) | unasked if all(total.carried for total in cell.back_sums) else unasked
+
         constants = [vector(p) for p in range(len(cell.vectors))]
         if g.masked:
             constants.append(lambda j, n: g.mask[j, n])
@@ -140,6 +147,7 @@ class BPTT:
             apart=lambda x: kept_apart(x, g.threads >> 20),
             length=walk.length,
             needed=lambda s, length: s >= T + 1 - length,
+            idle=idle,
         )
 
         def copied(recurrence: Recurrence, j: hl.Expr, n: hl.Expr, i: hl.Expr) -> list[hl.Expr]:

@@ -79,6 +79,15 @@ class Operand:
     carried: bool
     phase: int  # in which it is computed, if it isn't carried
 
+    @property
+    def vanishes(self) -> bool:
+        """Whether it is 0 where the states are: if it is one of them, or one times whatever else."""
+
+        def is_multiple(e: Expression) -> bool:
+            return e.op == "state" or (e.op == "mul" and any(is_multiple(a) for a in e.args))
+
+        return is_multiple(self.value)
+
 
 @dataclass(frozen=True)
 class BackSum:

@@ -36,6 +36,7 @@ class Forward:
         dtype = {"float32": hl.Float(32), "float64": hl.Float(64)}[self.dtype]
         self.add_input("threads", hl.InputScalar(hl.Int(32)))
         self.add_input("reverse", hl.InputScalar(hl.Int(32)))
+        self.add_input("from_zeros", hl.InputScalar(hl.Int(32)))  # 1: the initial states are 0
         # 1: the tape of a pass forward in time begins with the state after the first step
         self.add_input("first", hl.InputScalar(hl.Int(32)))
         self.add_input("lengths", hl.InputBuffer(hl.Int(32), 1))  # (N,)
@@ -146,6 +147,7 @@ class Forward:
             apart=apart,
             length=walk.length,
             needed=lambda s, length: s <= length,
+            idle=(lambda s: (s == 1) & (g.from_zeros != 0)) if all(o.vanishes for o in cell.operands) else None,
         )
 
         def copied(recurrence: Recurrence, j: hl.Expr, n: hl.Expr, i: hl.Expr) -> list[hl.Expr]:

@@ -15,7 +15,7 @@ class Gradients:
     """Sums over all T N rows of outer products of deltas and what they were multiplied by, and W_ih^T delta.
 
     Shapes are NumPy's; a buffer's dimensions come in the reverse order. A and B rows of W_ih
-    and W_hh, D sums; T, N >= 1.
+    and W_hh, D sums; T, N >= 1. U >= 1: T, or fewer steps where the others start from zeros.
     """
 
     schedule = hl.GeneratorParam("tuned")
@@ -27,8 +27,8 @@ class Gradients:
         self.add_input("x", hl.InputBuffer(dtype, 3))  # (T, N, I)
         self.add_input("weight_ih", hl.InputBuffer(dtype, 2))  # (A, I)
         self.add_input("d_input", hl.InputBuffer(dtype, 3))  # (T, N, A), of W_ih x
-        self.add_input("previous", hl.InputBuffer(dtype, 3))  # (T, N, H), the states before each step
-        self.add_input("d_hidden", hl.InputBuffer(dtype, 3))  # (T, N, B), of W_hh h
+        self.add_input("previous", hl.InputBuffer(dtype, 3))  # (U, N, H), the states before each step
+        self.add_input("d_hidden", hl.InputBuffer(dtype, 3))  # (U, N, B), of W_hh h
         self.add_input("states", hl.InputBuffer(dtype, 3))  # (T, N, H), those after each step
         self.add_input("d_output", hl.InputBuffer(dtype, 3))  # (T, N, O), of W_ho h
         self.add_input("deltas", hl.InputBuffer(dtype, 3))  # (T, N, D), whatever else is to be summed up
@@ -46,6 +46,7 @@ class Gradients:
         dtype = g.x.type()
         plan = schedule(g.schedule, g.target(), dtype)
         I, N, T = (g.x.dim(i).extent() for i in range(3))
+        U = g.previous.dim(2).extent()
         A, B, O, D, H = (b.dim(0).extent() for b in (g.d_input, g.d_hidden, g.d_output, g.deltas, g.previous))
         a = hl.Var("a")
 
@@ -61,7 +62,7 @@ class Gradients:
             return lambda i, n, t: buffer[i, n, t]
 
         outer_sum(g.d_weight_ih, "dw_ih", value(g.d_input), value(g.x), A, I, N, T, plan, transposed=True)
-        outer_sum(g.d_weight_hh, "dw_hh", value(g.d_hidden), value(g.previous), B, H, N, T, plan, transposed=True)
+        outer_sum(g.d_weight_hh, "dw_hh", value(g.d_hidden), value(g.previous), B, H, N, U, plan, transposed=True)
         outer_sum(g.d_weight_ho, "dw_ho", value(g.states), value(g.d_output), H, O, N, T, plan)
         sums, d_bias_o = (
             row_sum("sums_of", value(g.deltas), D, N, T, plan),

@@ -320,7 +320,7 @@ class Layer:
         x = _check.walkable(x)
         initial = self._initial(state, N)
         weights = _check.named("weights", self.weights, self._shapes, self.dtype)
-        walk = Walk(self._directions[0], _check.lengths(lengths, T, N), _check.reset(reset, T, N))
+        walk = Walk(self._directions[0], state is None, _check.lengths(lengths, T, N), _check.reset(reset, T, N))
         if walk.lengths is not None:
             x = cut(x, walk.lengths)
         return x, initial, weights, walk
@@ -420,15 +420,23 @@ class Layer:
 
     # ---- backward
 
-    def bptt(self, run: Run, d_output: Array, d_state: State | None = None, *, of_x: bool = True) -> Gradients:
+    def bptt(
+        self,
+        run: Run,
+        d_output: Array,
+        d_state: State | None = None,
+        *,
+        of_x: bool = True,
+        of_state: bool = True,
+    ) -> Gradients:
         """Gradients of a loss, back-propagated through the whole of `run` on the backend that made it.
 
         d_output (T, N, O) and d_state (as `run.state`; None, or None for one of several states: zeros) are the loss's
         gradients with respect to `run.output` and `run.state`; d_output past a row's end is never looked at. The answer
         has `.weights` (the names and shapes of the layer's), `.x` (T, N, I) and `.state`, of the initial state. Where
-        nobody asks for that of x, of_x=False saves its product; `.x` has the shape (T, N, 0) then. Werbos,
-        "Backpropagation through time", 1990; the cost is linear in T. Raises as `forward`, and ValueError for a run of
-        another layer.
+        nobody asks for that of x, of_x=False saves its product; `.x` has the shape (T, N, 0) then. of_state=False saves
+        one step's product; `.state` has no columns then, (N, 0). Werbos, "Backpropagation through time", 1990; the cost
+        is linear in T. Raises as `forward`, and ValueError for a run of another layer.
         """
         if not isinstance(run, Run):
             raise TypeError(f"run: expected what this layer's forward returned, got {type(run).__name__}")
@@ -441,8 +449,8 @@ class Layer:
             d_output = cut(d_output, lengths)
         if self._one is not None:
             ((x, own, walk, tape),) = run.passes
-            made = run.backend.bptt(self.cell, x, own, tape, d_output, d_last[0], walk, of_x)
-            return Gradients(made.weights, made.x if of_x else made.x[:, :, :0], self._joined([made.initial]))
+            made = run.backend.bptt(self.cell, x, own, tape, d_output, d_last[0], walk, of_x, of_state)
+            return self._gradients(made.weights, made.x, [made.initial], of_x, of_state)
 
         gradients: dict[str, Array] = {}
         initials: list[tuple[Array, ...]] = []
@@ -460,15 +468,27 @@ class Layer:
                 at = number * len(self._directions) + which
                 x, own, walk, tape = run.passes[at]
                 d_own, wanted = self._share(d_x, which), of_x or number > 0
-                made = run.backend.bptt(self.cell, x, own, tape, d_own, d_last[at], walk, wanted)
+                made = run.backend.bptt(self.cell, x, own, tape, d_own, d_last[at], walk, wanted, of_state)
                 names = self._parts[at].names
                 gradients |= {names[name]: gradient for name, gradient in made.weights.items()}
                 initials.insert(0, made.initial)
                 below = made.x if below is None else below + made.x
             assert below is not None
             d_x = below
-        d_x = d_x if of_x else d_x[:, :, :0]
-        return Gradients({name: gradients[name] for name in self._shapes}, d_x, self._joined(initials))
+        return self._gradients({name: gradients[name] for name in self._shapes}, d_x, initials, of_x, of_state)
+
+    def _gradients(
+        self,
+        weights: dict[str, Array],
+        x: Array,
+        initials: Sequence[tuple[Array, ...]],
+        of_x: bool,
+        of_state: bool,
+    ) -> Gradients:
+        """What was asked for."""
+        if not of_state:
+            initials = [tuple(initial[:, :0] for initial in part) for part in initials]
+        return Gradients(weights, x if of_x else x[:, :, :0], self._joined(initials))
 
     def _share(self, d_output: Array, which: int) -> Array:
         """The gradient of one direction's output, from that of the merged one."""

@@ -303,7 +303,7 @@ def _train(
             raise TrainingDiverged(
                 f"{place}: the loss is {value}; look for NaN in the data, or lower the learning rate"
             )
-        gradients = layer.bptt(run, d_output, of_x=False).weights
+        gradients = layer.bptt(run, d_output, of_x=False, of_state=False).weights
         norm = global_norm(gradients) if clip_norm is None else clip(gradients, clip_norm)
         if not math.isfinite(norm):
             raise TrainingDiverged(

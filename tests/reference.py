@@ -41,6 +41,7 @@ class ReferenceBackend:
         d_last: Sequence[Array | None],
         walk: Walk,
         of_x: bool = True,
+        of_state: bool = True,
     ) -> Gradients:
         last = [np.zeros(tape.states[0].shape[1:], x.dtype) if d is None else d for d in d_last]
         made = recurrence.bptt(CELLS[cell.name], x, weights, tape.states, tape.kept, d_output, last, **options(walk))
@@ -56,8 +57,9 @@ class ReferenceBackend:
 
 
 def options(walk: Walk) -> dict[str, Any]:
-    """A walk in the words of the reference."""
-    return walk._asdict() | {"reset": None if walk.reset is None else walk.reset != 0}
+    """A walk in the words of the reference, which makes all products."""
+    given = {name: option for name, option in walk._asdict().items() if name != "from_zeros"}
+    return given | {"reset": None if walk.reset is None else walk.reset != 0}
 
 
 @contextmanager

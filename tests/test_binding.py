@@ -35,7 +35,7 @@ def arguments() -> dict[str, Any]:
         "vectors": (0, H),
         "tape": (1, T + 1, N, H),
     }
-    given: dict[str, Any] = {"reverse": 0, "first": 0, "lengths": np.full(N, T, np.int32)}
+    given: dict[str, Any] = {"reverse": 0, "from_zeros": 0, "first": 0, "lengths": np.full(N, T, np.int32)}
     given |= {name: aligned(shape, np.dtype(np.float32)) for name, shape in shapes.items()}
     for name in shapes:
         given[name][...] = 0
@@ -129,7 +129,7 @@ def test_too_few_and_too_many_arguments() -> None:
     given = list(arguments().values())
     with pytest.raises(TypeError, match="expected tape, got too few arguments"):
         FORWARD(*given[:-1])
-    with pytest.raises(TypeError, match="expected 11 arguments, got 12"):
+    with pytest.raises(TypeError, match="expected 12 arguments, got 13"):
         FORWARD(*given, given[-1])
 
 

@@ -250,10 +250,11 @@ class Strict:
         d_last: Sequence[Array | None],
         walk: Walk,
         of_x: bool = True,
+        of_state: bool = True,
     ) -> Gradients:
         self.check(x, d_output, *(d for d in d_last if d is not None), *weights.values())
         assert len(d_last) == cell.states
-        return self.inner.bptt(cell, x, weights, tape, d_output, d_last, walk, of_x)
+        return self.inner.bptt(cell, x, weights, tape, d_output, d_last, walk, of_x, of_state)
 
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
         self.check(x, weight)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from differences import each
-from layer_checks import LAYERS, Example, beyond, check, check_differences, example, own_passes
+from layer_checks import LAYERS, Example, beyond, check, check_differences, example, of, own_passes, passes
 from numpy.testing import assert_allclose, assert_array_equal
 from problems import Problem
 
@@ -58,17 +58,64 @@ def test_gradients_are_central_differences(cell: str, stack: str, lengths: list[
 @pytest.mark.parametrize("on", ["halide", "numpy"])
 @pytest.mark.parametrize("stack", ["one layer", *STACKS])
 @pytest.mark.parametrize("cell", ["rnn_tanh", "lstm", "gru_reset_before"])
-def test_without_the_gradient_of_x_all_others_are_the_same(cell: str, stack: str, on: str, remat: bool | int) -> None:
+def test_without_a_gradient_all_others_are_the_same(cell: str, stack: str, on: str, remat: bool | int) -> None:
     given = example(LAYERS[cell], PROBLEM, **STACKS.get(stack, {}))
     with rnn.backend.using(on):
         run = given.layer.forward(given.x, given.state, remat=remat)
-        whole, less = (given.layer.bptt(run, given.d_output, given.d_state, of_x=of_x) for of_x in (True, False))
-    assert less.x.shape == (*given.x.shape[:2], 0)
-    assert less.weights.keys() == whole.weights.keys()
-    for name, gradient in whole.weights.items():
-        assert_array_equal(less.weights[name], gradient)
-    for one, other in zip(each(less.state), each(whole.state), strict=True):
+        whole, not_x, not_state = (
+            given.layer.bptt(run, given.d_output, given.d_state, of_x=of_x, of_state=of_state)
+            for of_x, of_state in ((True, True), (False, True), (True, False))
+        )
+    assert not_x.x.shape == (*given.x.shape[:2], 0)
+    assert_array_equal(not_state.x, whole.x)
+    for less in not_x, not_state:
+        assert less.weights.keys() == whole.weights.keys()
+        for name, gradient in whole.weights.items():
+            assert_array_equal(less.weights[name], gradient)
+    for one, other, none in zip(each(not_x.state), each(whole.state), each(not_state.state), strict=True):
         assert_array_equal(one, other)
+        assert none.shape == (*other.shape[:-1], 0)
+
+
+WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "forward": ({}, {}),
+    "in reverse": ({"reverse": True}, {}),
+    "lengths": ({}, {"lengths": LENGTHS}),
+    "lengths, in reverse": ({"reverse": True}, {"lengths": LENGTHS}),
+    "resets": ({}, {"reset": np.arange(24).reshape(6, 4) % 5 == 0}),
+    "segments": ({}, {"remat": 2}),
+    "segments, in reverse": ({"reverse": True}, {"remat": 2}),
+    "two layers, both directions": ({"num_layers": 2, "bidirectional": True}, {}),
+    "zoneout and dropout": ({"recurrent_dropout": 0.3, "zoneout": 0.2}, {}),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("T", [1, 6])
+@pytest.mark.parametrize("cell", LAYERS)
+def test_what_starts_from_zeros_is_what_starts_from_an_array_of_zeros(cell: str, T: int, way: str) -> None:
+    """Though its first step's products with the states are not made."""
+    config, options = WAYS[way]
+    if T == 1:
+        options = options | {"lengths": [1, 0, 1, 1]} if "lengths" in options else options
+        options = options | {"reset": options["reset"][:1]} if "reset" in options else options
+    given = example(LAYERS[cell], PROBLEM._replace(T=T), **config)
+    seed = 3 if "zoneout" in config else None
+    zeros = of(given.state, np.zeros_like)
+    want = passes(given.layer, given.x, zeros, given.d_output, given.d_state, seed, **options)
+    got = passes(given.layer, given.x, None, given.d_output, given.d_state, seed, **options)
+    for name, array in want.arrays.items():
+        assert_array_equal(got.arrays[name], array, err_msg=name)
+
+
+def test_a_first_step_from_zeros_does_not_look_at_the_recurrent_weights() -> None:
+    given = example(rnn.GRU, PROBLEM._replace(T=1))
+    want = given.layer.forward(given.x)
+    gradients = given.layer.bptt(want, given.d_output, of_state=False)
+    given.layer.weights["weight_hh_l0"] = np.full_like(given.layer.weights["weight_hh_l0"], np.nan)
+    got = given.layer.forward(given.x)
+    assert_array_equal(got.output, want.output)
+    assert_array_equal(given.layer.bptt(got, given.d_output, of_state=False).x, gradients.x)
 
 
 def part(given: Example, number: int, reverse: bool) -> rnn.Layer:

@@ -27,6 +27,8 @@ class Walk(NamedTuple):
 
     reverse: bool = False
     """From each row's last step to its first."""
+    from_zeros: bool = False
+    """Whether the initial states are zeros. Products with those, which are 0, need not be made."""
     lengths: NDArray[np.int32] | None = None
     """(N,): steps of each row, 0 to T; inputs past them are 0."""
     reset: NDArray[np.uint8] | None = None
@@ -39,7 +41,7 @@ class Walk(NamedTuple):
     @property
     def is_plain(self) -> bool:
         """Forward in time, whole rows, and nothing done to them."""
-        return not self.reverse and all(option is None for option in self[1:])
+        return not self.reverse and all(option is None for option in self[2:])
 
 
 class Tape(NamedTuple):
@@ -118,13 +120,14 @@ class Backend(Protocol):
         d_last: Sequence[Array | None],
         walk: Walk,
         of_x: bool = True,
+        of_state: bool = True,
     ) -> Gradients:
         """Back-propagate through time: gradients from d_output (T, N, O or H) and from those of each row's last states
         ((N, H) each, None: zeros).
 
         `x`, `weights`, `tape` and `walk` are those of one forward call of this backend, which need not have had the
         readout; d_output past a row's end is 0. `of_x` False: nobody will ask for the gradient of x, which may be
-        missing, (T, N, 0).
+        missing, (T, N, 0). `of_state` False: nor for those of the initial states, which may be any numbers.
         """
         ...
 

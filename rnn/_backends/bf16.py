@@ -111,10 +111,11 @@ class Bfloat16:
         d_last: Sequence[Array | None],
         walk: Walk,
         of_x: bool = True,
+        of_state: bool = True,
     ) -> Gradients:
         kept = tape.kept
         if not isinstance(kept, _Kept):
-            return self._below.bptt(cell, x, weights, tape, d_output, d_last, walk, of_x)
+            return self._below.bptt(cell, x, weights, tape, d_output, d_last, walk, of_x, of_state)
         (T, N, I), H = x.shape, tape.states[0].shape[2]
         below, kernels, plan = self._halide, _kernels(), _plan(cell, False)
         made: dict[str, Array] = {}

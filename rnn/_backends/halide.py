@@ -82,9 +82,7 @@ class HalideBackend:
         tile = self.layout("forward", cell, bool(masks), x.itemsize, H, N)
         fixed = (
             self._pack(weights["weight_ih_l0"], cell.inputs, tile, by_rows=True),
-            self._pack(weights["weight_hh_l0"], cell.hidden, tile, by_rows=True)
-            if cell.hidden
-            else nothing(dtype.char),
+            self._recurrent(cell, weights, tile, by_rows=True, unread=T == 1 and walk.from_zeros and plan.starts_idle),
             weights.get("bias_ih_l0", none),
             weights.get("bias_hh_l0", none[: cell.hidden * H]),
             _vectors(cell, weights, H, dtype),
@@ -100,6 +98,7 @@ class HalideBackend:
                 now, made = frames[: cell.states, start].copy(), frames[:, start + 1 : stop + 1]
             kernel(
                 int(walk.reverse),
+                int(whole and walk.from_zeros),
                 int(not whole),
                 _within(walk.lengths, start, stop, N),
                 x[start:stop],
@@ -109,6 +108,14 @@ class HalideBackend:
                 made,
             )
         return Tape(tuple(frames[k] for k in range(cell.states)), frames, self.read_out(frames[0], weights, walk))
+
+    def _recurrent(
+        self, cell: CellEquations, weights: Mapping[str, Array], tile: Layout, by_rows: bool, unread: bool
+    ) -> Array:
+        """W_hh for a kernel; `unread` where it makes no product of it."""
+        if not cell.hidden:
+            return nothing(weights["weight_ih_l0"].dtype.char)
+        return self._pack(weights["weight_hh_l0"], cell.hidden, tile, by_rows, unread)
 
     def read_out(self, states: Array, weights: Mapping[str, Array], walk: Walk) -> Array:
         """A tape's output from the first state's (T + 1, N, H)."""
@@ -130,16 +137,16 @@ class HalideBackend:
         d_last: Sequence[Array | None],
         walk: Walk,
         of_x: bool = True,
+        of_state: bool = True,
     ) -> Gradients:
         (T, N, I), H, dtype = x.shape, tape.states[0].shape[2], x.dtype
         if 0 in (T, N, H):
-            return self._empty.bptt(cell, x, weights, tape, d_output, d_last, walk, of_x)
+            return self._empty.bptt(cell, x, weights, tape, d_output, d_last, walk, of_x, of_state)
         masks = _masks(walk, cell, T, N, H, dtype)
         plan, frames = _plan(cell, bool(masks)), tape.kept
         tile = self.layout("bptt", cell, bool(masks), x.itemsize, H, N)
-        weight_hh = weight_ho = nothing(dtype.char)
-        if cell.hidden:
-            weight_hh = self._pack(weights["weight_hh_l0"], cell.hidden, tile, by_rows=False)
+        unread = T == 1 and not of_state and plan.ends_idle
+        weight_hh, weight_ho = self._recurrent(cell, weights, tile, by_rows=False, unread=unread), nothing(dtype.char)
         if "weight_ho" in weights:
             weight_ho = self._pack(weights["weight_ho"], 1, tile, by_rows=False)
             d_states = _still_zeros((T, N, H), dtype.char)
@@ -160,8 +167,10 @@ class HalideBackend:
             deltas = room[: past - first + 1]
             for start, stop in reversed(_pieces(plan, walk, past - first, N, H, x.itemsize)):
                 here = slice(first + start, first + stop)
+                at_start = (here.stop == T) if walk.reverse else (here.start == 0)
                 kernel(
                     int(walk.reverse),
+                    int(of_state or not at_start),
                     _within(walk.lengths, here.start, here.stop, N),
                     weight_hh,
                     weight_ho,
@@ -181,7 +190,11 @@ class HalideBackend:
                     deltas[ends] = 0
                 last = border[:, : cell.states].swapaxes(0, 1).copy(order="C")
             span = slice(first, past)
-            within = walk if walk.reset is None else walk._replace(reset=walk.reset[span])
+            at_start = (past == T) if walk.reverse else (first == 0)
+            within = walk._replace(
+                from_zeros=walk.from_zeros and at_start and not (walk.reverse and walk.lengths is not None),
+                reset=None if walk.reset is None else walk.reset[span],
+            )
             made = self._sums(
                 cell, plan, x[span], weights, frames[:, first : past + 1], d_output[span], deltas, d_x[span], within
             )
@@ -219,6 +232,13 @@ class HalideBackend:
         for number, (operand, first, past) in enumerate(plan.products or [(-1, 0, 0)]):
             previous = states if operand < 0 else _operand(plan, operand, cell, frames, before, weights, walk)
             d_hidden, made_hh = steps[:, :, shift + first * H : shift + past * H], d_weight_hh[first * H : past * H]
+            if walk.from_zeros and operand in plan.vanishing:
+                if T == 1:
+                    made_hh[:] = 0
+                    d_hidden, made_hh = d_hidden[:, :, :0], made_hh[:0]
+                else:
+                    rest = slice(0, -1) if walk.reverse else slice(1, None)
+                    previous, d_hidden = previous[rest], d_hidden[rest]
             if number == 0:
                 gradients(
                     x, weights["weight_ih_l0"], steps[:, :, :A], previous, d_hidden, states, d_output, steps,
@@ -338,6 +358,9 @@ class _Plan(NamedTuple):
     products: tuple[tuple[int, int, int], ...]  # (operand, first and last row block of W_hh that see it)
     loose: dict[int, int]  # operand -> its column of the tape
     states: dict[int, int]  # operand that is a state -> which
+    vanishing: frozenset[int]  # operands that are 0 where the states are
+    starts_idle: bool  # from zeros, the forward pass makes no product in its first step
+    ends_idle: bool  # BPTT makes none in its first step
 
 
 @cache
@@ -366,6 +389,9 @@ def _plan(cell: CellEquations, masked: bool) -> _Plan:
         widest=max(len(d.inputs), len(d.hidden)),
         products=tuple(products),
         loose=loose,
+        vanishing=frozenset(m for m, o in enumerate(d.operands) if o.vanishes),
+        starts_idle=all(o.vanishes for o in d.operands),
+        ends_idle=all(total.carried for total in d.back_sums),
         states={m: d.state_leaves.index(o.value) for m, o in enumerate(d.operands) if o.value in d.state_leaves},
     )
 

@@ -46,6 +46,7 @@ class NumpyBackend:
         d_last: Sequence[Array | None],
         walk: Walk,
         of_x: bool = True,
+        of_state: bool = True,
     ) -> Gradients:
         last = tuple(np.zeros(tape.states[0].shape[1:], x.dtype) if d is None else d for d in d_last)
         if _is_fast(cell, walk):
@@ -71,8 +72,9 @@ def _known(cell: CellEquations) -> Cell:
 
 
 def _options(walk: Walk) -> dict[str, Any]:
-    """The reference's names for them."""
-    return walk._asdict() | {"reset": None if walk.reset is None else walk.reset.astype(bool)}
+    """The reference's names for them; it makes all products."""
+    options = {name: option for name, option in walk._asdict().items() if name != "from_zeros"}
+    return options | {"reset": None if walk.reset is None else walk.reset.astype(bool)}
 
 
 def load(schedule: str | None = None) -> Backend:

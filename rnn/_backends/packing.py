@@ -73,9 +73,12 @@ class Packing:
         self._kernel = cache(kernel)  # for numbers of so many bytes
         self._kept: dict[tuple[int, tuple[int, ...], bool], tuple[weakref.ref[Array], Array]] = {}
 
-    def __call__(self, weight: Array, gates: int, layout: Layout, by_rows: bool) -> Array:
-        """The weights of so many gates, in one dimension; units are the rows of each gate, or else the columns."""
+    def __call__(self, weight: Array, gates: int, layout: Layout, by_rows: bool, unread: bool = False) -> Array:
+        """The weights of so many gates, in one dimension; units are the rows of each gate, or else the columns.
+        `unread`: any numbers will do."""
         shape = _shape(layout, gates, *weight.shape, by_rows)
+        if unread:
+            return aligned(shape, weight.dtype).reshape(-1)
         if not is_frozen(weight):
             return self._packed(weight, gates, shape, by_rows)
         key = id(weight), shape, by_rows

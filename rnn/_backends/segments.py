@@ -53,7 +53,7 @@ class Segments:
         output: Array | None = None
         borders = [list(initial)]
         for number, (start, stop) in enumerate(spans, 1):
-            within, last = _within(walk, start, stop, x.dtype), number == len(spans)
+            within, last = _within(walk, start, stop, x.dtype, number == 1), number == len(spans)
             tape = self._below.forward(cell, x[start:stop], borders[-1], weights, within, keep=last)
             if output is None:
                 output = empty((len(x), *tape.output.shape[1:]), x.dtype)
@@ -72,6 +72,7 @@ class Segments:
         d_last: Sequence[Array | None],
         walk: Walk,
         of_x: bool = True,
+        of_state: bool = True,
     ) -> Gradients:
         weights = frozen(weights)
         d_x = empty(x.shape if of_x else (*x.shape[:2], 0), x.dtype)
@@ -80,11 +81,13 @@ class Segments:
         recurrent = {name: weight for name, weight in weights.items() if name not in ("weight_ho", "bias_o")}
         again = tape.kept
         for number, (start, stop) in reversed(list(enumerate(self._spans(x, walk)))):
-            within, piece = _within(walk, start, stop, x.dtype), x[start:stop]
+            within, piece = _within(walk, start, stop, x.dtype, number == 0), x[start:stop]
             if again is None:
                 before = [states[number] for states in tape.states]
                 again = self._below.forward(cell, piece, before, recurrent, within)
-            made = self._below.bptt(cell, piece, weights, again, d_output[start:stop], d_last, within, of_x)
+            made = self._below.bptt(
+                cell, piece, weights, again, d_output[start:stop], d_last, within, of_x, of_state or number > 0
+            )
             again = None
             if of_x:
                 d_x[start:stop] = made.x
@@ -108,11 +111,13 @@ class Segments:
         return spans[::-1] if walk.reverse else spans
 
 
-def _within(walk: Walk, start: int, stop: int, dtype: np.dtype[Any]) -> Walk:
-    """The walk through a segment. A row that has none of its steps has the length 0 there, so that its state goes by
-    as it is: in reverse the initial one until the row's end comes, forward the last one from there on."""
+def _within(walk: Walk, start: int, stop: int, dtype: np.dtype[Any], first: bool) -> Walk:
+    """The walk through a segment, `first` if it begins there. A row that has none of its steps has the length 0 there,
+    so that its state goes by as it is: in reverse the initial one until the row's end comes, forward the last one from
+    there on."""
     lengths, reset, zoneout = walk.lengths, walk.reset, walk.zoneout
     return walk._replace(
+        from_zeros=walk.from_zeros and first,
         lengths=None if lengths is None else np.clip(lengths - np.int32(start), 0, stop - start),
         reset=None if reset is None else reset[start:stop],
         zoneout=None if zoneout is None else tuple(share[start:stop].astype(dtype, copy=False) for share in zoneout),

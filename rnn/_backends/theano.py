@@ -69,6 +69,7 @@ class TheanoBackend:
         d_last: Sequence[Array | None],
         walk: Walk,
         of_x: bool = True,
+        of_state: bool = True,
     ) -> Gradients:
         if _is_empty(x, weights):
             return self._empty.bptt(cell, x, weights, tape, d_output, d_last, walk, of_x)
