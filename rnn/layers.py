@@ -450,7 +450,7 @@ class Layer:
         if self._one is not None:
             ((x, own, walk, tape),) = run.passes
             made = run.backend.bptt(self.cell, x, own, tape, d_output, d_last[0], walk, of_x, of_state)
-            return self._gradients(made.weights, made.x, [made.initial], of_x, of_state)
+            return self._asked_for(made.weights, made.x, [made.initial], of_x, of_state)
 
         gradients: dict[str, Array] = {}
         initials: list[tuple[Array, ...]] = []
@@ -475,9 +475,9 @@ class Layer:
                 below = made.x if below is None else below + made.x
             assert below is not None
             d_x = below
-        return self._gradients({name: gradients[name] for name in self._shapes}, d_x, initials, of_x, of_state)
+        return self._asked_for({name: gradients[name] for name in self._shapes}, d_x, initials, of_x, of_state)
 
-    def _gradients(
+    def _asked_for(
         self,
         weights: dict[str, Array],
         x: Array,
@@ -485,10 +485,13 @@ class Layer:
         of_x: bool,
         of_state: bool,
     ) -> Gradients:
-        """What was asked for."""
-        if not of_state:
-            initials = [tuple(initial[:, :0] for initial in part) for part in initials]
-        return Gradients(weights, x if of_x else x[:, :, :0], self._joined(initials))
+        """All gradients, or those that were asked for."""
+        if of_state:
+            state = self._joined(initials)
+        else:
+            none = np.empty((*([len(initials)] if len(initials) > 1 else []), x.shape[1], 0), self.dtype)
+            state = none if self.cell.states == 1 else (none,) * self.cell.states
+        return Gradients(weights, x if of_x else x[:, :, :0], state)
 
     def _share(self, d_output: Array, which: int) -> Array:
         """The gradient of one direction's output, from that of the merged one."""

@@ -127,7 +127,7 @@ class Backend(Protocol):
 
         `x`, `weights`, `tape` and `walk` are those of one forward call of this backend, which need not have had the
         readout; d_output past a row's end is 0. `of_x` False: nobody will ask for the gradient of x, which may be
-        missing, (T, N, 0). `of_state` False: nor for those of the initial states, which may be any numbers.
+        missing, (T, N, 0). `of_state` False: nor for those of the initial states, which may be missing, ().
         """
         ...
 

@@ -167,10 +167,10 @@ class HalideBackend:
             deltas = room[: past - first + 1]
             for start, stop in reversed(_pieces(plan, walk, past - first, N, H, x.itemsize)):
                 here = slice(first + start, first + stop)
-                at_start = (here.stop == T) if walk.reverse else (here.start == 0)
+                goes_on = of_state or (here.stop < T if walk.reverse else here.start > 0)
                 kernel(
                     int(walk.reverse),
-                    int(of_state or not at_start),
+                    int(goes_on),
                     _within(walk.lengths, here.start, here.stop, N),
                     weight_hh,
                     weight_ho,
@@ -188,23 +188,23 @@ class HalideBackend:
                     ends = walk.lengths, np.arange(N)
                     border = deltas[ends]
                     deltas[ends] = 0
-                last = border[:, : cell.states].swapaxes(0, 1).copy(order="C")
+                if goes_on:
+                    last = border[:, : cell.states].swapaxes(0, 1).copy(order="C")
             span = slice(first, past)
-            at_start = (past == T) if walk.reverse else (first == 0)
-            within = walk._replace(
-                from_zeros=walk.from_zeros and at_start and not (walk.reverse and walk.lengths is not None),
-                reset=None if walk.reset is None else walk.reset[span],
-            )
+            within = walk if walk.reset is None else walk._replace(reset=walk.reset[span])
+            zeros = 0
+            if walk.from_zeros and walk.lengths is None:
+                zeros = -int(past == T) if walk.reverse else int(first == 0)
             made = self._sums(
-                cell, plan, x[span], weights, frames[:, first : past + 1], d_output[span], deltas, d_x[span], within
-            )
+                cell, plan, x[span], weights, frames[:, first : past + 1], d_output[span], deltas, d_x[span], within,
+                zeros,
+            )  # fmt: skip
             if sums:
                 for total, part in zip(sums, made, strict=True):
                     total += part
             else:
                 sums = made
-        gradients = _by_name(cell, plan, H, *sums)
-        return Gradients({name: gradients[name] for name in weights}, d_x, tuple(last))
+        return Gradients(_by_name(cell, plan, H, weights, *sums), d_x, tuple(last) if of_state else ())
 
     def _sums(
         self,
@@ -217,9 +217,11 @@ class HalideBackend:
         deltas: Array,
         d_x: Array,
         walk: Walk,
+        zeros: int,
     ) -> list[Array]:
         """What the deltas of a span of time give: `d_x` is filled in, and the answer is the span's part of the
-        gradients of W_ih, W_hh, W_ho and b_o, and of the sums of all deltas."""
+        gradients of W_ih, W_hh, W_ho and b_o, and of the sums of all deltas. `zeros`: 1 if the states before its first
+        step are 0, -1 if those before its last one are."""
         (T, N, I), H, dtype = x.shape, frames.shape[3], x.dtype
         A, B, O = cell.inputs * H, cell.hidden * H, d_output.shape[2]
         steps = (deltas[:-1] if walk.reverse else deltas[1:]).reshape(T, N, plan.deltas * H)
@@ -232,12 +234,12 @@ class HalideBackend:
         for number, (operand, first, past) in enumerate(plan.products or [(-1, 0, 0)]):
             previous = states if operand < 0 else _operand(plan, operand, cell, frames, before, weights, walk)
             d_hidden, made_hh = steps[:, :, shift + first * H : shift + past * H], d_weight_hh[first * H : past * H]
-            if walk.from_zeros and operand in plan.vanishing:
+            if zeros and operand in plan.vanishing:
                 if T == 1:
                     made_hh[:] = 0
                     d_hidden, made_hh = d_hidden[:, :, :0], made_hh[:0]
                 else:
-                    rest = slice(0, -1) if walk.reverse else slice(1, None)
+                    rest = slice(0, -1) if zeros < 0 else slice(1, None)
                     previous, d_hidden = previous[rest], d_hidden[rest]
             if number == 0:
                 gradients(
@@ -397,23 +399,26 @@ def _plan(cell: CellEquations, masked: bool) -> _Plan:
 
 
 def _by_name(
-    cell: CellEquations, plan: _Plan, H: int, d_weight_ih: Array, d_weight_hh: Array, d_weight_ho: Array, *sums: Array
+    cell: CellEquations,
+    plan: _Plan,
+    H: int,
+    weights: Mapping[str, Array],
+    d_weight_ih: Array,
+    d_weight_hh: Array,
+    d_weight_ho: Array,
+    d_bias_o: Array,
+    sums: Array,
 ) -> dict[str, Array]:
-    """All gradients of weights, from `HalideBackend._sums`, by their names."""
-    d_bias_o, biases = sums
-    A, B, V = cell.inputs * H, cell.hidden * H, len(cell.vectors) * H
-    shift = 0 if plan.one_delta else A
-    d_bias_hh = biases[shift : shift + B]
-    of_vectors = biases[len(biases) - V :].reshape(-1, H)
-    return {
-        "weight_ih_l0": d_weight_ih,
-        "weight_hh_l0": d_weight_hh,
-        "bias_ih_l0": biases[:A],
-        "bias_hh_l0": d_bias_hh.copy() if plan.one_delta else d_bias_hh,
-        "weight_ho": d_weight_ho,
-        "bias_o": d_bias_o,
-        **{f"{name}_l0": gradient for name, gradient in zip(cell.vectors, of_vectors, strict=True)},
-    }
+    """The gradients of the weights, from `HalideBackend._sums`, by their names."""
+    A, B = cell.inputs * H, cell.hidden * H
+    found = {"weight_ih_l0": d_weight_ih, "weight_hh_l0": d_weight_hh, "weight_ho": d_weight_ho, "bias_o": d_bias_o}
+    if "bias_ih_l0" in weights:
+        found["bias_ih_l0"] = sums[:A]
+        found["bias_hh_l0"] = sums[:B].copy() if plan.one_delta else sums[A : A + B]
+    for number, name in enumerate(reversed(cell.vectors), 1):
+        end = len(sums) - (number - 1) * H
+        found[f"{name}_l0"] = sums[end - H : end]
+    return {name: found[name] for name in weights}
 
 
 def _operand(
