@@ -73,7 +73,8 @@ class Sum:
 
 @dataclass(frozen=True)
 class Operand:
-    """What recurrent products multiply. `carried`: made of states alone, so that a step leaves it for the next one."""
+    """What recurrent products multiply. `carried`: made of states alone, so that a step leaves it for the next one.
+    (Not of vectors, whose gradients are summed over steps, and would miss that of an initial state.)"""
 
     value: Expression
     carried: bool
@@ -294,11 +295,8 @@ def _forward(
 
     def operand(value: Expression) -> Operand:
         if value not in operands:
-            below = ordered([value])
-            constant_in_time = ("state", "vector", "mask", "constant")
-            carried = all(e.args or e.op in constant_in_time for e in below) and not any(
-                e.op == "product" for e in below
-            )
+            below = {e.op for e in ordered([value])}
+            carried = "state" in below and not below & {"input", "product", "vector", "zone"}
             operands[value] = Operand(value, carried, 0 if carried else latest_sum(value))
         return operands[value]
 

@@ -116,10 +116,9 @@ class Forward:
         def first(value: Expression, j: hl.Expr, n: hl.Expr) -> hl.Expr:
             """A carried operand for the first step."""
             leaves = {leaf: g.initial[j, n, k] for k, leaf in enumerate(cell.state_leaves)}
-            leaves |= {leaf: g.vectors[j, p] for p, leaf in enumerate(cell.vector_leaves)}
             if g.masked:
+                leaves = {leaf: where(walk.goes_on(hl.Expr(1), n), state) for leaf, state in leaves.items()}
                 leaves[MASK] = g.mask[j, n]
-                leaves = {leaf: where(walk.goes_on(hl.Expr(1), n), value) for leaf, value in leaves.items()}
             return compute([value], leaves, apart)[0]
 
         constants = [vector(p) for p in range(len(cell.vectors))]

@@ -219,7 +219,8 @@ class Step:
             sums = [total for total in cell.sums if total.phase == phase]
             made = (I, [from_input(total) for total in sums]), (H, [from_hidden(total) for total in sums])
             rounds = [Round(extent, products) for extent, products in made if any(products)]
-            phases.append((sums, Dots(f"dots_{phase}", rounds, H, H, lanes, zero)))
+            if rounds:  # the first phase may do without
+                phases.append((sums, Dots(f"dots_{phase}", rounds, H, H, lanes, zero)))
         g.after[j, n] = packed(compute(cell.new, known(), apart))
 
         read = Product(lambda k, o: g.weight_ho[k, o], lambda k, n: unpacked(g.after[k, n], len(cell.new))[0])
@@ -238,9 +239,9 @@ class Step:
         by_vectors(g.y, o)
         for func in operands.values():
             by_vectors(func.compute_at(g.after, n).bound_storage(j, STEP_UNITS), j)
-        for phase, (_, dots) in enumerate(phases):
+        for number, (_, dots) in enumerate(phases, 1):
             dots.schedule()
-            if phase < cell.phases - 1:
+            if number < len(phases):
                 dots.func.compute_at(g.after, n).bound_storage(dots.block, STEP_UNITS // lanes)
             else:
                 dots.func.compute_at(g.after, block)

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 from differences import each
-from layer_checks import check_differences, example, of, operations
+from layer_checks import Example, check_differences, example, of, operations
 from numpy.testing import assert_allclose, assert_array_equal
+from numpy.typing import NDArray
 from problems import Array, Problem, named
 from tolerance import assert_close, tolerance
 
@@ -62,6 +63,40 @@ class SquaredOperand:
 
 
 @rnn.cell
+class ShiftedOperand:
+    """A product of what is not 0 where the state is."""
+
+    gates = "n"
+    states = "h"
+
+    def step(self, x: Any, u: Any, h: Any) -> Any:
+        return tanh(x.n + u.n(1 - h))
+
+
+@rnn.cell
+class WeightedOperand:
+    """Vectors in what is multiplied, whose gradients come through the product, and an operand without a state."""
+
+    gates = "a", "b"
+    states = "h"
+    vectors = "p", "q"
+
+    def step(self, x: Any, u: Any, h: Any) -> Any:
+        return tanh(x.a + u.a(u.p * h + u.q)) * sigmoid(x.b + u.b(u.q)) + h / 2
+
+
+@rnn.cell
+class OperandOfInputs:
+    """No product before the second phase."""
+
+    gates = "r", "n"
+    states = "h"
+
+    def step(self, x: Any, u: Any, h: Any) -> Any:
+        return tanh(x.n + u.n(sigmoid(x.r) * h))
+
+
+@rnn.cell
 class EveryFunction:
     """And of an input gate without a recurrent product, and the other way round."""
 
@@ -104,7 +139,8 @@ def two_states(weights: dict[str, Array], x: Array, h: Array, s: Array) -> Array
 
 
 # A type checker takes a decorated class for what it was before.
-OWN: dict[str, Any] = {made.__name__: made for made in (TwoStates, GatedOperand, SquaredOperand, EveryFunction)}
+CELLS = TwoStates, GatedOperand, SquaredOperand, ShiftedOperand, WeightedOperand, OperandOfInputs, EveryFunction
+OWN: dict[str, Any] = {made.__name__: made for made in CELLS}
 SMALL = Problem("small", T=4, N=3, I=2, H=3, O=2, dtype="float64")
 
 
@@ -124,10 +160,24 @@ def test_gradients_are_central_differences(cell: str, config: dict[str, Any]) ->
 
 
 @pytest.mark.usefixtures("jit")
-def test_with_masks_too() -> None:
-    given = example(OWN["TwoStates"], SMALL, recurrent_dropout=0.5, zoneout=0.25)
+@pytest.mark.parametrize("cell", ["TwoStates", "ShiftedOperand", "WeightedOperand", "OperandOfInputs"])
+def test_with_masks_too(cell: str) -> None:
+    given = example(OWN[cell], SMALL, recurrent_dropout=0.5, zoneout=0.25)
     reset = np.random.default_rng(1).random((SMALL.T, SMALL.N)) < 0.3
+    reset[0, 0] = True
     check_differences(given, seed=3, reset=reset, lengths=[2, 0, 4])
+    check_with_resets(given, reset)
+
+
+def check_with_resets(given: Example, reset: NDArray[np.bool_]) -> None:
+    """A row that is set to zero before a step goes on as one that starts from zeros there."""
+    whole = given.layer.forward(given.x, given.state, reset=reset).output
+    for n in range(given.problem.N):
+        for start in np.flatnonzero(reset[:, n]):
+            following = np.flatnonzero(reset[start + 1 :, n])
+            stop = start + 1 + following[0] if len(following) else given.problem.T
+            alone = given.layer.forward(given.x[start:stop, n : n + 1]).output
+            assert_allclose(alone, whole[start:stop, n : n + 1], rtol=1e-12)
 
 
 @pytest.mark.usefixtures("jit")
