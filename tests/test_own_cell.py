@@ -40,6 +40,19 @@ class TwoStates:
 
 
 @rnn.cell
+class ThreeStates:
+    """More states than gradients of sums."""
+
+    gates = "a"
+    states = "h", "k", "l"
+    vectors = "p"
+
+    def step(self, x: Any, u: Any, h: Any, k: Any, l: Any) -> Any:
+        a = tanh(x.a + u.a(h))
+        return a + l / 2, a * u.p * k - h / 4, k - a
+
+
+@rnn.cell
 class GatedOperand:
     """A product of what the same step computes: a second phase."""
 
@@ -139,7 +152,16 @@ def two_states(weights: dict[str, Array], x: Array, h: Array, s: Array) -> Array
 
 
 # A type checker takes a decorated class for what it was before.
-CELLS = TwoStates, GatedOperand, SquaredOperand, ShiftedOperand, WeightedOperand, OperandOfInputs, EveryFunction
+CELLS = (
+    TwoStates,
+    ThreeStates,
+    GatedOperand,
+    SquaredOperand,
+    ShiftedOperand,
+    WeightedOperand,
+    OperandOfInputs,
+    EveryFunction,
+)
 OWN: dict[str, Any] = {made.__name__: made for made in CELLS}
 SMALL = Problem("small", T=4, N=3, I=2, H=3, O=2, dtype="float64")
 

@@ -415,9 +415,9 @@ def _by_name(
     if "bias_ih_l0" in weights:
         found["bias_ih_l0"] = sums[:A]
         found["bias_hh_l0"] = sums[:B].copy() if plan.one_delta else sums[A : A + B]
-    for number, name in enumerate(reversed(cell.vectors), 1):
-        end = len(sums) - (number - 1) * H
-        found[f"{name}_l0"] = sums[end - H : end]
+    first = A if plan.one_delta else A + B
+    for number, name in enumerate(cell.vectors):
+        found[f"{name}_l0"] = sums[first + number * H : first + (number + 1) * H]
     return {name: found[name] for name in weights}
 
 
