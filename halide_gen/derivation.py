@@ -85,7 +85,7 @@ class Operand:
         """Whether it is 0 where the states are: if it is one of them, or one times whatever else."""
 
         def is_multiple(e: Expression) -> bool:
-            return e.op == "state" or (e.op == "mul" and any(is_multiple(a) for a in e.args))
+            return e.op == "state" or (e.op in ("mul", "apart") and any(is_multiple(a) for a in e.args))
 
         return is_multiple(self.value)
 

@@ -121,20 +121,21 @@ def _sum(a: Expression, b: Expression) -> Expression:
         return constant(numbers[0] + numbers[1])
     if a is ZERO or b is ZERO:
         return b if a is ZERO else a
-    return node("add", _rounded(a), _rounded(b))
+    return node("add", _rounded(a, "mul", "add", "sub"), _rounded(b, "mul", "add", "sub"))
 
 
 def _difference(a: Expression, b: Expression) -> Expression:
     numbers = _numbers(a, b)
     if numbers:
         return constant(numbers[0] - numbers[1])
-    return a if b is ZERO else node("sub", _rounded(a), _rounded(b))
+    return a if b is ZERO else node("sub", _rounded(a, "mul", "add", "sub"), _rounded(b, "mul", "add", "sub"))
 
 
-def _rounded(a: Expression) -> Expression:
-    """A product is rounded before it is added. A compiler would fuse it with the sum in one copy of the code and not in
-    another, where it has moved the product out of a loop: other bits for another number of threads."""
-    return node("apart", a) if a.op == "mul" else a
+def _rounded(a: Expression, *ops: str) -> Expression:
+    """`a`, rounded before anything else if it is one of these operations. A compiler would fuse a product with a sum,
+    or take terms and factors in another order, in one copy of the code and not in another, where it has moved some of
+    them out of a loop or needs them elsewhere: other bits for another number of threads or rows."""
+    return node("apart", a) if a.op in ops else a
 
 
 def _product(a: Expression, b: Expression) -> Expression:
@@ -143,7 +144,7 @@ def _product(a: Expression, b: Expression) -> Expression:
         return constant(numbers[0] * numbers[1])
     if a is ONE or b is ONE:
         return b if a is ONE else a
-    return node("mul", a, b)
+    return node("mul", _rounded(a, "mul"), _rounded(b, "mul"))
 
 
 def _quotient(a: Expression, b: Expression) -> Expression:

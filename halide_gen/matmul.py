@@ -13,16 +13,12 @@ from typing import Any, NamedTuple
 
 import halide as hl
 from blocks import Layout, blocks, inside, layouts, mostly_inside, only_if
-from machine import at_a_time
+from machine import FAR, at_a_time
 from schedules import Schedule
 
 STEP_BLOCKS = 8  # blocks of steps that share a panel of weights, and that a thread takes at a time
 PIECE_ROWS = 2048  # rows of an outer-product sum whose 2048 x 32 panel, 256 KiB, stays in L2
 PIECE_BYTES = 1 << 26  # partial sums of all pieces together
-# Numbers across and down from which on an outer-product sum packs both operands: rows 4 KiB apart lie in one set of the
-# L1 cache. 1024 wide, 2048 rows: 33 became 88 GFLOP/s (Zen 4); LSTM 256 wide, a training step: 75.6 became 73.6 ms
-# (Zen 5). Packing a row costs as much as 30 to 40 numbers across: 64 across and 256 down, 12.5 became 14.5 ms.
-FAR = 256
 MANY = 16  # tasks that are enough for all threads
 ROWS = 64  # that are packed at a time, block beside block
 SIDE = 4  # of the squares in which a panel is transposed

@@ -99,6 +99,20 @@ class WeightedOperand:
 
 
 @rnn.cell
+class LongSums:
+    """Sums and products of more than two, some of them the same for all rows."""
+
+    gates = "a"
+    states = "h", "k", "l"
+    vectors = "p", "q"
+
+    def step(self, x: Any, u: Any, h: Any, k: Any, l: Any) -> Any:
+        a = sigmoid(x.a + u.a(l))
+        bent = tanh((1 - k) * tanh(a) * (k * k + u.p * u.q) + a)
+        return sigmoid(sigmoid(l * u.p)) * h * 0.9 + a * 0.3 + 0.1 * a, bent, tanh(u.p * (a + k + u.q) + a)
+
+
+@rnn.cell
 class OperandOfInputs:
     """No product before the second phase."""
 
@@ -159,6 +173,7 @@ CELLS = (
     SquaredOperand,
     ShiftedOperand,
     WeightedOperand,
+    LongSums,
     OperandOfInputs,
     EveryFunction,
 )
@@ -189,6 +204,20 @@ def test_with_masks_too(cell: str) -> None:
     reset[0, 0] = True
     check_differences(given, seed=3, reset=reset, lengths=[2, 0, 4])
     check_with_resets(given, reset)
+
+
+@pytest.mark.parametrize("cell", ["LongSums", "GatedOperand"])
+def test_a_row_alone_gives_the_bits_of_its_row_in_a_batch(cell: str) -> None:
+    problem = Problem("rows", T=9, N=12, I=5, H=5, O=None)
+    _, layer, _, x, state, d_output, d_state = example(OWN[cell], problem)
+    run = layer.forward(x, state)
+    gradients = layer.bptt(run, d_output, d_state)
+    for n in range(problem.N):
+        row = slice(n, n + 1)
+        alone = layer.forward(x[:, row], of(state, lambda a, row=row: a[row]))  # type: ignore[misc]
+        back = layer.bptt(alone, d_output[:, row], of(d_state, lambda a, row=row: a[row]))  # type: ignore[misc]
+        assert_array_equal(alone.output, run.output[:, row])
+        assert_array_equal(back.x, gradients.x[:, row])
 
 
 def check_with_resets(given: Example, reset: NDArray[np.bool_]) -> None:

@@ -18,6 +18,7 @@ from .base import Array, Backend, Gradients, Kernel, Tape, Walk, cut
 from .packing import Layout, Packing, layout, nothing
 
 SCHEDULES: tuple[str, ...] = _generators.module("schedules").NAMES
+FAR: int = _generators.module("machine").FAR
 INSTRUCTIONS = ("sse41", "avx2", "avx512")
 """Sets of instructions, from the narrowest to the widest."""
 
@@ -294,14 +295,13 @@ PIECE_BYTES = 1 << 18
 PIECE_ROWS = 2048
 PIECE_NUMBERS = 1 << 17
 # Bytes of the deltas of a span of a sequence, which is summed up while they are in the caches, before the span before
-# goes back; and its rows at the least: the second number from the width on from which sums pack what they multiply (FAR
-# in halide_gen/matmul.py). Against BPTT of all steps and then all sums, one thread: GRU, 40 wide, 40 rows, T = 2048:
-# 61.8 -> 38.7 ms; LSTM, 24 wide, 32 rows, T = 2000: 27.0 -> 20.4; LSTM, 64 wide, 48 rows, T = 400: 34.1 -> 29.7; GRU,
-# 512 wide, 48 rows, T = 200: in spans of 2048 rows 600, of 8192 and in one 590. With half the bytes two threads took
-# longer: plain RNN, 16 wide, 512 rows, 7.7 -> 10 ms.
+# goes back; and its rows at the least: the second number from the width on from which sums pack what they multiply.
+# Against BPTT of all steps and then all sums, one thread: GRU, 40 wide, 40 rows, T = 2048: 61.8 -> 38.7 ms; LSTM, 24
+# wide, 32 rows, T = 2000: 27.0 -> 20.4; LSTM, 64 wide, 48 rows, T = 400: 34.1 -> 29.7; GRU, 512 wide, 48 rows, T = 200:
+# in spans of 2048 rows 600, of 8192 and in one 590. With half the bytes two threads took longer: plain RNN, 16 wide,
+# 512 rows, 7.7 -> 10 ms.
 SPAN_BYTES = 1 << 20
 SPAN_ROWS = 2048, 8192
-SPAN_FAR = 256
 SHORTEST = 16
 """Steps of a piece or a span."""
 
@@ -317,7 +317,7 @@ def _pieces(
 
 def _spans(plan: _Plan, walk: Walk, T: int, N: int, H: int, itemsize: int) -> Sequence[tuple[int, int]]:
     """(start, stop) in time of what is summed up at a time on the way back, in the order of the forward pass."""
-    return _parts(walk, T, max(SPAN_BYTES // (plan.deltas * N * H * itemsize), SPAN_ROWS[H >= SPAN_FAR] // N))
+    return _parts(walk, T, max(SPAN_BYTES // (plan.deltas * N * H * itemsize), SPAN_ROWS[H >= FAR] // N))
 
 
 def _parts(walk: Walk, T: int, length: int) -> Sequence[tuple[int, int]]:
