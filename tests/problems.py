@@ -55,9 +55,10 @@ class Problem(NamedTuple):
 
     @property
     def multiplications(self) -> int:
-        """Multiply-adds of the products of a forward pass; a training step has three times as many."""
-        weights = self.H * (self.kind.gates * (self.I + self.H) + (self.O or 0))
-        return self.T * self.N * weights
+        """Multiply-adds of the products of a forward pass from zeros, whose first step has nothing to multiply by W_hh;
+        a training step has three times as many."""
+        gates = self.kind.gates
+        return self.N * self.H * (self.T * (gates * self.I + (self.O or 0)) + (self.T - 1) * gates * self.H)
 
     def layer(self, seed: int | np.random.Generator = 0) -> rnn.Layer:
         """A layer of `rnn` that has never been trained."""

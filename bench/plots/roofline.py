@@ -94,5 +94,5 @@ def backward_bytes(r: Row) -> float:
 
 
 def weights(r: Row) -> float:
-    """How many, from a forward pass, which uses each in every step of every lane."""
+    """How many, from a forward pass, which uses each in every step of every lane (but W_hh in the first)."""
     return r.gflop * 1e9 / (2 * r.T * r.N)
