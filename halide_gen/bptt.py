@@ -116,7 +116,7 @@ class BPTT:
 
         def idle(s: hl.Expr) -> hl.Expr:
             unasked = (s == T + 1) & (g.of_state == 0)
-            return (s == 1) | unasked if all(total.carried for total in cell.back_sums) else unasked
+            return (s == 1) | unasked if cell.ends_idle else unasked
 
         constants = [vector(p) for p in range(len(cell.vectors))]
         if g.masked:

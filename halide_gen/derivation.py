@@ -161,6 +161,16 @@ class Derivation:
         return not self.hidden or self.delta_inputs == self.delta_hidden
 
     @property
+    def starts_idle(self) -> bool:
+        """Whether, from zeros, a forward pass has no product to make in its first step."""
+        return all(o.vanishes for o in self.operands)
+
+    @property
+    def ends_idle(self) -> bool:
+        """Whether BPTT has none to make in its first step, the last in time."""
+        return all(total.carried for total in self.back_sums)
+
+    @property
     def deltas(self) -> tuple[Expression, ...]:
         """What a backward step puts out: for W_ih, for W_hh where they differ, and for the vectors."""
         return self.delta_inputs + (() if self.one_delta else self.delta_hidden) + self.delta_vectors

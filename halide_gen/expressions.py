@@ -109,6 +109,7 @@ def lift(value: Operand) -> Expression:
 
 
 ZERO, ONE = constant(0), constant(1)
+TERMS = "mul", "add", "sub"  # operations that a sum rounds before it adds
 
 
 def _numbers(a: Expression, b: Expression) -> tuple[float, float] | None:
@@ -121,14 +122,14 @@ def _sum(a: Expression, b: Expression) -> Expression:
         return constant(numbers[0] + numbers[1])
     if a is ZERO or b is ZERO:
         return b if a is ZERO else a
-    return node("add", _rounded(a, "mul", "add", "sub"), _rounded(b, "mul", "add", "sub"))
+    return node("add", _rounded(a, *TERMS), _rounded(b, *TERMS))
 
 
 def _difference(a: Expression, b: Expression) -> Expression:
     numbers = _numbers(a, b)
     if numbers:
         return constant(numbers[0] - numbers[1])
-    return a if b is ZERO else node("sub", _rounded(a, "mul", "add", "sub"), _rounded(b, "mul", "add", "sub"))
+    return a if b is ZERO else node("sub", _rounded(a, *TERMS), _rounded(b, *TERMS))
 
 
 def _rounded(a: Expression, *ops: str) -> Expression:

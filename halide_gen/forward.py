@@ -146,7 +146,7 @@ class Forward:
             apart=apart,
             length=walk.length,
             needed=lambda s, length: s <= length,
-            idle=(lambda s: (s == 1) & (g.from_zeros != 0)) if all(o.vanishes for o in cell.operands) else None,
+            idle=(lambda s: (s == 1) & (g.from_zeros != 0)) if cell.starts_idle else None,
         )
 
         def copied(recurrence: Recurrence, j: hl.Expr, n: hl.Expr, i: hl.Expr) -> list[hl.Expr]:

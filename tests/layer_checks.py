@@ -127,6 +127,22 @@ def reference_passes(given: Example, seed: int | None = None, **options: Any) ->
         return passes(given.wide, x, state, d_output, d_state, seed, **options)
 
 
+def check_rows_alone(given: Example, most: int) -> None:
+    """The first rows of the batch, at most so many, give the same bits without the others, forward and back."""
+    _, layer, _, x, state, d_output, d_state = given
+    run = layer.forward(x, state)
+    gradients = layer.bptt(run, d_output, d_state)
+    for n in range(min(x.shape[1], most)):
+        row = slice(n, n + 1)
+        alone = layer.forward(x[:, row], of(state, lambda a, row=row: a[row]))  # type: ignore[misc]
+        back = layer.bptt(alone, d_output[:, row], of(d_state, lambda a, row=row: a[row]))  # type: ignore[misc]
+        np.testing.assert_array_equal(alone.output, run.output[:, row])
+        np.testing.assert_array_equal(back.x, gradients.x[:, row])
+        for ours, of_batch in (alone.state, run.state), (back.state, gradients.state):
+            for one, of_all in zip(each(ours), each(of_batch), strict=True):
+                np.testing.assert_array_equal(one, of_all[row])
+
+
 def check_differences(given: Example, seed: int | None = None, **options: Any) -> None:
     """Compare the gradients of the current backend, in float64, with central differences."""
     check_layer(given.layer, given.x, given.state, given.d_output, given.d_state, seed=seed, **options)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 
 from rnn import backend
 from rnn._backends.base import Array, Gradients, Tape, Walk
+from rnn._backends.numpy import options
 from rnn.baselines import recurrence
 from rnn.baselines.cells import CELLS
 from rnn.cells import CellEquations
@@ -54,12 +54,6 @@ class ReferenceBackend:
     def linear_bptt(self, x: Array, weight: Array, d_output: Array) -> tuple[Array, Array, Array]:
         d_x, d_weight = np.einsum("tno,oi->tni", d_output, weight), np.einsum("tno,tni->oi", d_output, x)
         return d_x, d_weight, d_output.sum(axis=(0, 1))
-
-
-def options(walk: Walk) -> dict[str, Any]:
-    """A walk in the words of the reference, which makes all products."""
-    given = {name: option for name, option in walk._asdict().items() if name != "from_zeros"}
-    return given | {"reset": None if walk.reset is None else walk.reset != 0}
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from layer_checks import (
     beyond,
     check,
     check_differences,
+    check_rows_alone,
     example,
     of,
     operations,
@@ -236,18 +237,7 @@ def test_tiles_that_only_large_weights_take(tile: str, cell: str, units: int, ro
 @pytest.mark.parametrize("cell", LAYERS)
 @pytest.mark.parametrize("name", ["odd primes", "one unit, many lanes", "one lane over two vectors", "wide state"])
 def test_a_row_alone_gives_the_bits_of_its_row_in_a_batch(cell: str, name: str) -> None:
-    _, layer, _, x, state, d_output, d_state = example(LAYERS[cell], named(name))
-    run = layer.forward(x, state)
-    gradients = layer.bptt(run, d_output, d_state)
-    for n in range(min(x.shape[1], 9)):
-        row = slice(n, n + 1)
-        alone = layer.forward(x[:, row], of(state, lambda a, row=row: a[row]))  # type: ignore[misc]
-        back = layer.bptt(alone, d_output[:, row], of(d_state, lambda a, row=row: a[row]))  # type: ignore[misc]
-        assert_array_equal(alone.output, run.output[:, row])
-        assert_array_equal(back.x, gradients.x[:, row])
-        for ours, of_batch in (alone.state, run.state), (back.state, gradients.state):
-            for one, of_all in zip(each(ours), each(of_batch), strict=True):
-                assert_array_equal(one, of_all[row])
+    check_rows_alone(example(LAYERS[cell], named(name)), most=9)
 
 
 @pytest.mark.parametrize("cell", LAYERS)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from differences import each
-from layer_checks import Example, check_differences, example, of, operations
+from layer_checks import Example, check_differences, check_rows_alone, example, of, operations
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 from problems import Array, Problem, named
@@ -209,15 +209,7 @@ def test_with_masks_too(cell: str) -> None:
 @pytest.mark.parametrize("cell", ["LongSums", "GatedOperand"])
 def test_a_row_alone_gives_the_bits_of_its_row_in_a_batch(cell: str) -> None:
     problem = Problem("rows", T=9, N=12, I=5, H=5, O=None)
-    _, layer, _, x, state, d_output, d_state = example(OWN[cell], problem)
-    run = layer.forward(x, state)
-    gradients = layer.bptt(run, d_output, d_state)
-    for n in range(problem.N):
-        row = slice(n, n + 1)
-        alone = layer.forward(x[:, row], of(state, lambda a, row=row: a[row]))  # type: ignore[misc]
-        back = layer.bptt(alone, d_output[:, row], of(d_state, lambda a, row=row: a[row]))  # type: ignore[misc]
-        assert_array_equal(alone.output, run.output[:, row])
-        assert_array_equal(back.x, gradients.x[:, row])
+    check_rows_alone(example(OWN[cell], problem), most=problem.N)
 
 
 def check_with_resets(given: Example, reset: NDArray[np.bool_]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import problems
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
@@ -93,6 +94,6 @@ def backward_bytes(r: Row) -> float:
     return ITEM * (r.T * r.N * (2 * r.I + r.H + (r.O or r.H)) + 2 * weights(r))
 
 
-def weights(r: Row) -> float:
-    """How many, from a forward pass, which uses each in every step of every lane (but W_hh in the first)."""
-    return r.gflop * 1e9 / (2 * r.T * r.N)
+def weights(r: Row) -> int:
+    """How many numbers its weight matrices hold."""
+    return r.H * (problems.KINDS[r.cell].gates * (r.I + r.H) + r.O)

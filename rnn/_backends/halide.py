@@ -83,7 +83,9 @@ class HalideBackend:
         tile = self.layout("forward", cell, bool(masks), x.itemsize, H, N)
         fixed = (
             self._pack(weights["weight_ih_l0"], cell.inputs, tile, by_rows=True),
-            self._recurrent(cell, weights, tile, by_rows=True, unread=T == 1 and walk.from_zeros and plan.starts_idle),
+            self._recurrent(
+                cell, weights, tile, by_rows=True, unread=T == 1 and walk.from_zeros and plan.derivation.starts_idle
+            ),
             weights.get("bias_ih_l0", none),
             weights.get("bias_hh_l0", none[: cell.hidden * H]),
             _vectors(cell, weights, H, dtype),
@@ -146,7 +148,7 @@ class HalideBackend:
         masks = _masks(walk, cell, T, N, H, dtype)
         plan, frames = _plan(cell, bool(masks)), tape.kept
         tile = self.layout("bptt", cell, bool(masks), x.itemsize, H, N)
-        unread = T == 1 and not of_state and plan.ends_idle
+        unread = T == 1 and not of_state and plan.derivation.ends_idle
         weight_hh, weight_ho = self._recurrent(cell, weights, tile, by_rows=False, unread=unread), nothing(dtype.char)
         if "weight_ho" in weights:
             weight_ho = self._pack(weights["weight_ho"], 1, tile, by_rows=False)
@@ -168,7 +170,7 @@ class HalideBackend:
             deltas = room[: past - first + 1]
             for start, stop in reversed(_pieces(plan, walk, past - first, N, H, x.itemsize)):
                 here = slice(first + start, first + stop)
-                goes_on = of_state or (here.stop < T if walk.reverse else here.start > 0)
+                goes_on = of_state or not _is_first(walk, here, T)
                 kernel(
                     int(walk.reverse),
                     int(goes_on),
@@ -193,12 +195,10 @@ class HalideBackend:
                     last = border[:, : cell.states].swapaxes(0, 1).copy(order="C")
             span = slice(first, past)
             within = walk if walk.reset is None else walk._replace(reset=walk.reset[span])
-            zeros = 0
-            if walk.from_zeros and walk.lengths is None:
-                zeros = -int(past == T) if walk.reverse else int(first == 0)
+            from_zeros = walk.from_zeros and walk.lengths is None and _is_first(walk, span, T)
             made = self._sums(
                 cell, plan, x[span], weights, frames[:, first : past + 1], d_output[span], deltas, d_x[span], within,
-                zeros,
+                from_zeros,
             )  # fmt: skip
             if sums:
                 for total, part in zip(sums, made, strict=True):
@@ -218,11 +218,11 @@ class HalideBackend:
         deltas: Array,
         d_x: Array,
         walk: Walk,
-        zeros: int,
+        from_zeros: bool,
     ) -> list[Array]:
         """What the deltas of a span of time give: `d_x` is filled in, and the answer is the span's part of the
-        gradients of W_ih, W_hh, W_ho and b_o, and of the sums of all deltas. `zeros`: 1 if the states before its first
-        step are 0, -1 if those before its last one are."""
+        gradients of W_ih, W_hh, W_ho and b_o, and of the sums of all deltas. `from_zeros`: whether the states before
+        the first step of all, which is in the span, are 0."""
         (T, N, I), H, dtype = x.shape, frames.shape[3], x.dtype
         A, B, O = cell.inputs * H, cell.hidden * H, d_output.shape[2]
         steps = (deltas[:-1] if walk.reverse else deltas[1:]).reshape(T, N, plan.deltas * H)
@@ -235,12 +235,12 @@ class HalideBackend:
         for number, (operand, first, past) in enumerate(plan.products or [(-1, 0, 0)]):
             previous = states if operand < 0 else _operand(plan, operand, cell, frames, before, weights, walk)
             d_hidden, made_hh = steps[:, :, shift + first * H : shift + past * H], d_weight_hh[first * H : past * H]
-            if zeros and operand in plan.vanishing:
+            if from_zeros and operand in plan.vanishing:
                 if T == 1:
                     made_hh[:] = 0
                     d_hidden, made_hh = d_hidden[:, :, :0], made_hh[:0]
                 else:
-                    rest = slice(0, -1) if zeros < 0 else slice(1, None)
+                    rest = slice(0, -1) if walk.reverse else slice(1, None)
                     previous, d_hidden = previous[rest], d_hidden[rest]
             if number == 0:
                 gradients(
@@ -335,6 +335,12 @@ def _cut(T: int, length: int) -> tuple[tuple[int, int], ...]:
     return tuple(pairwise(T * number // count for number in range(count + 1)))
 
 
+def _is_first(walk: Walk, part: slice, T: int) -> bool:
+    """Whether the forward pass begins with this part of T steps."""
+    first: bool = part.stop == T if walk.reverse else part.start == 0
+    return first
+
+
 def _within(lengths: Any, start: int, stop: int, N: int) -> Any:
     """The lengths of N rows within a piece."""
     if lengths is None:
@@ -361,8 +367,6 @@ class _Plan(NamedTuple):
     loose: dict[int, int]  # operand -> its column of the tape
     states: dict[int, int]  # operand that is a state -> which
     vanishing: frozenset[int]  # operands that are 0 where the states are
-    starts_idle: bool  # from zeros, the forward pass makes no product in its first step
-    ends_idle: bool  # BPTT makes none in its first step
 
 
 @cache
@@ -392,8 +396,6 @@ def _plan(cell: CellEquations, masked: bool) -> _Plan:
         products=tuple(products),
         loose=loose,
         vanishing=frozenset(m for m, o in enumerate(d.operands) if o.vanishes),
-        starts_idle=all(o.vanishes for o in d.operands),
-        ends_idle=all(total.carried for total in d.back_sums),
         states={m: d.state_leaves.index(o.value) for m, o in enumerate(d.operands) if o.value in d.state_leaves},
     )
 

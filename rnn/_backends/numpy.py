@@ -33,7 +33,7 @@ class NumpyBackend:
         if _is_fast(cell, walk):
             done = fast.forward(cell.name, x, initial, weights)
             return Tape(done.states, done.kept, done.output)
-        run = recurrence.forward(_known(cell), x, tuple(initial), weights, **_options(walk))
+        run = recurrence.forward(_known(cell), x, tuple(initial), weights, **options(walk))
         return Tape(run.states, run.kept, run.output)
 
     def bptt(
@@ -52,7 +52,7 @@ class NumpyBackend:
         if _is_fast(cell, walk):
             back = fast.bptt(cell.name, x, weights, tape.states, tape.kept, d_output, last)
         else:
-            back = recurrence.bptt(_known(cell), x, weights, tape.states, tape.kept, d_output, last, **_options(walk))
+            back = recurrence.bptt(_known(cell), x, weights, tape.states, tape.kept, d_output, last, **options(walk))
         return Gradients(back.weights, back.x, back.initial)
 
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
@@ -71,7 +71,7 @@ def _known(cell: CellEquations) -> Cell:
     return CELLS[cell.name] if cell.is_built_in else Derived(cell)
 
 
-def _options(walk: Walk) -> dict[str, Any]:
+def options(walk: Walk) -> dict[str, Any]:
     """The reference's names for them; it makes all products."""
     options = {name: option for name, option in walk._asdict().items() if name != "from_zeros"}
     return options | {"reset": None if walk.reset is None else walk.reset.astype(bool)}
