@@ -168,6 +168,9 @@ STEP_UNITS = 1024
 LANES = {"avx512": 64, "avx2": 32, "sse41": 16}
 """Bytes in a vector."""
 
+FUSED = {"avx512": True, "avx2": True, "sse41": False}
+"""Whether there are multiply-adds."""
+
 # Recurrent weights from which on threads share a step. A single row on 2 threads, forward, times as fast: LSTM 128 wide
 # (65,536 weights) 1.49, RNN 256 wide (as many) 1.51, LSTM 96 and RNN 192 wide (36,864) 1.15, RNN 128 wide (16,384) 1.0.
 SPLIT_UNITS = 1 << 15

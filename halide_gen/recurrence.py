@@ -91,7 +91,7 @@ class Frame:
 class Recurrence:
     """The equations in the blocked layout of one register tile."""
 
-    def __init__(self, name: str, e: Equations, layout: Layout) -> None:
+    def __init__(self, name: str, e: Equations, layout: Layout, fused: bool) -> None:
         self.layout, self.e, self.name = layout, e, name
         together = layout.tile.together
         self.vars = tuple(hl.Var(v) for v in ("lane", "row", "block", "group", "slot"))
@@ -197,6 +197,8 @@ class Recurrence:
                     from_block = k // units * together + rblock % together
                     fed_back = self._part(S[k % units, rrow, from_block, group, rslot - place.lag], source)
                     sums = sums + self.panel[at, gate, k, layout.place(rblock, group)[0]] * fed_back
+                    if not fused:  # LLVM would add up several products first, and others in another tile
+                        sums = hl.strict_float(sums)
                 if sums is now[i] and value is now[i]:
                     continue
                 if i in written:
@@ -376,7 +378,7 @@ def sequence(
     if e.projection is not None and isinstance(e.projection.weight, Packed):
         e.projection.weight.expect(e.width, e.projection.extent, found)
     for layout, condition in found:
-        recurrence = Recurrence(f"{name}_{layout.name}", e, layout)
+        recurrence = Recurrence(f"{name}_{layout.name}", e, layout, plan.fused)
         once = only_if(condition, f"{name}_if_{layout.name}")
         values = copied(recurrence, j, n, i + once)
         out[here] = values[0] if columns == 1 else hl.mux(v, list(values))

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from machine import LANES, Machine, Tile, machine, tile_of_float64
+from machine import FUSED, LANES, Machine, Tile, machine, tile_of_float64
 
 if TYPE_CHECKING:
     import halide as hl  # whoever calls compiled kernels asks for their tiles too, and has no Halide
@@ -29,6 +29,7 @@ class Schedule:
     """Which of the engine's liberties a schedule takes."""
 
     lanes: int  # values in a vector
+    fused: bool  # whether a product and a sum are one instruction
     # (sums a unit, with how few tiles to do) -> one register tile, or several to choose from at run time
     tiles: Callable[[int, int], Tile | Machine]
     parallel: bool  # rows over the threads
@@ -56,7 +57,7 @@ def schedule(name: str, target: hl.Target, dtype: hl.Type) -> Schedule:
 
 def schedule_for(name: str, instructions: str, size: int) -> Schedule:
     """The schedule `name` for an instruction set, and numbers of so many bytes; ValueError for any other."""
-    lanes = LANES[instructions] // size
+    lanes, fused = LANES[instructions] // size, FUSED[instructions]
 
     def one(sums: int, lean: int) -> Tile:
         return Tile(1, 1)
@@ -70,12 +71,12 @@ def schedule_for(name: str, instructions: str, size: int) -> Schedule:
         return machine(instructions, sums, lean)
 
     known = {
-        "naive": Schedule(1, one, parallel=False, split_units=False),
-        "vectorized": Schedule(lanes, one, parallel=False, split_units=False),
-        "parallel": Schedule(lanes, one, parallel=True, split_units=False),
-        "tiled": Schedule(lanes, wide, parallel=True, split_units=False),
-        "tuned": Schedule(lanes, tuned, parallel=True, split_units=True),
-        **{auto: Schedule(1, one, parallel=False, split_units=False, by_hand=False) for auto in AUTOMATIC},
+        "naive": Schedule(1, fused, one, parallel=False, split_units=False),
+        "vectorized": Schedule(lanes, fused, one, parallel=False, split_units=False),
+        "parallel": Schedule(lanes, fused, one, parallel=True, split_units=False),
+        "tiled": Schedule(lanes, fused, wide, parallel=True, split_units=False),
+        "tuned": Schedule(lanes, fused, tuned, parallel=True, split_units=True),
+        **{auto: Schedule(1, fused, one, parallel=False, split_units=False, by_hand=False) for auto in AUTOMATIC},
     }
     if name not in known:
         raise ValueError(f"schedule: expected one of {', '.join(known)}, got {name!r}")

@@ -13,7 +13,7 @@ import pytest
 SETS = ["avx512", "avx2", "sse41"]
 CHECK = """
 import numpy as np
-from layer_checks import LAYERS, check, example
+from layer_checks import LAYERS, check, check_rows_alone, example
 from problems import PROBLEMS, named
 from rnn._kernels import instruction_set
 from test_step import INPUTS, WIDTHS, check_step, one_step
@@ -28,6 +28,7 @@ for name in NAMES:
         lengths = np.arange(problem.N) % (problem.T + 1)
         for make in LAYERS.values():
             check(example(make, problem, reverse=True), lengths=lengths)
+            check_rows_alone(example(make, problem), most=2)
     for cell in ("rnn_tanh", "lstm", "gru"):
         given = example(LAYERS[cell], named(name), recurrent_dropout=0.5, zoneout=0.25)
         check(given, seed=1, reset=np.arange(problem.T * problem.N).reshape(problem.T, problem.N) % 5 == 0)
