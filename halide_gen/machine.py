@@ -17,7 +17,13 @@ An LSTM's forward pass with 8 rows and two sums at a time against 6 rows and all
 
 With 4 rows, tiles of 4 against tiles of 6 and 8: LSTM and GRU from 256 to 1536 wide 1.3 to 1.5 times as fast, from 8 to
 128 wide 1.2 to 1.5; RNN from 48 to 1024 wide 1.3 to 1.5, training 1.15 to 1.3. With 3, against single rows, RNN 1024
-wide 1.2, LSTM 128 wide 1.0, 24 and 32 wide 0.83, RNN 40 wide 0.65; with 2, RNN 1024 wide 0.88.
+wide 1.2, LSTM 128 wide 1.0, 24 and 32 wide 0.83, RNN 40 wide 0.65.
+
+With 2 rows, a tile of 2 against single rows, which read all weights twice, forward and with BPTT: LSTM 40 to 512 wide
+1.5 to 1.8 and 1.2 to 1.4, GRU 1.3 to 1.8 and 1.1 to 1.5, RNN 80 to 1024 wide 1.2 to 1.8 and 1.15 to 1.5. With 3 rows,
+as two tiles, LSTM 40, 48 and 80 wide, where single rows pad a vector, 1.4, 32 wide 0.9. Two vectors of units in those
+of 2 and 4 rows against four, which take twice as long to compile: to 96 wide 1.0 to 1.4, wider 0.93 to 1.05, BPTT of an
+LSTM 1024 wide 0.9.
 
 With fewer rows of padding (Zen 5, 285 GFLOP/s at peak), against the tiles of 8 rows and, LSTM, 6 and 8 alone:
 
@@ -104,6 +110,7 @@ class Machine(NamedTuple):
     single_narrow: Tile | None = None  # fewer than FEW rows, and no more hidden units than lanes in two vectors
     others: tuple[Tile, ...] = ()  # where one pads fewer rows than `wide`; the first of those that pad the fewest
     narrow: Tile | None = None  # no more hidden units than lanes in a vector
+    pair: Tile | None = None  # 2 rows, and 3 where single ones pad more units
     few: Tile | None = None  # 4 rows, and 3 whose steps are worth sharing: see SPLIT_UNITS
     shared: Tile | None = None  # for weights that no cache holds: see SHARED_WEIGHTS
     thin: Tile | None = None  # where it pads less than `wide` and all `others`
@@ -118,25 +125,42 @@ MACHINES = {
     # 32 registers, multiply-adds with a broadcast operand from memory; a single row wants two or more sums in flight
     "avx512": {
         # with 10 rows LLVM spills sums in the loop over k
-        0: Machine(Tile(2, 8), Tile(4, 1, 6), few=Tile(4, 4), shared=Tile(1, 8), thin=Tile(1, 8), broad=Tile(4, 6)),
+        0: Machine(
+            Tile(2, 8),
+            Tile(4, 1, 6),
+            few=Tile(2, 4),
+            pair=Tile(2, 2),
+            shared=Tile(1, 8),
+            thin=Tile(1, 8),
+            broad=Tile(4, 6),
+        ),
         1: Machine(
             Tile(2, 8),
             Tile(4, 1, 6),
             Tile(2, 1, 8),
             others=(Tile(2, 10), Tile(2, 6)),
             narrow=Tile(1, 8),
-            few=Tile(4, 4),
+            few=Tile(2, 4),
+            pair=Tile(2, 2),
             shared=Tile(2, 8),
             thin=Tile(1, 10),
             turning=Tile(4, 1, 6, turns=True),
         ),
         2: Machine(Tile(1, 12), Tile(4, 1, 3)),
-        3: Machine(Tile(1, 8), Tile(2, 1, 4), others=(Tile(1, 6), Tile(1, 5)), few=Tile(1, 4), shared=Tile(1, 8)),
+        3: Machine(
+            Tile(1, 8),
+            Tile(2, 1, 4),
+            others=(Tile(1, 6), Tile(1, 5)),
+            few=Tile(1, 4),
+            pair=Tile(1, 2),
+            shared=Tile(1, 8),
+        ),
         4: Machine(
             Tile(1, 6),
             Tile(2, 1, 3),
             others=(Tile(1, 8, sums=2), Tile(1, 10, sums=2)),
             few=Tile(1, 4),
+            pair=Tile(1, 2),
             shared=Tile(1, 8, sums=2),
         ),
         6: Machine(Tile(1, 4), Tile(1, 1, 4)),
@@ -232,6 +256,9 @@ def offers(
     def area(tile: Tile) -> Any:
         return padded(tile) * tile.vectors * blocks(width, tile.vectors * lanes)
 
+    if tiles.pair is not None and weights is not None:
+        three = (rows == 3) & (weights < SPLIT_UNITS) & (8 * area(tiles.pair) <= 9 * area(tiles.single or tiles.wide))
+        yield "pair", tiles.pair, (rows == 2) | three
     if tiles.few is not None and weights is not None:
         enough = (rows == tiles.few.rows) | (rows == tiles.few.rows - 1) & (weights >= SPLIT_UNITS)
         yield "few", tiles.few, enough & (area(tiles.few) < area(tiles.wide))

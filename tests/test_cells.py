@@ -205,11 +205,13 @@ def test_any_number_of_threads_gives_the_same_bits(cell: str, name: str, option:
 TILES = [
     ("shared", "rnn_tanh", 1449, 31), ("shared", "lstm", 725, 16), ("shared", "lstm", 725, 23),
     ("shared", "gru", 837, 47), ("wide", "gru", 837, 39), ("few", "lstm", 187, 4), ("few", "lstm", 187, 3),
-    ("few", "gru", 211, 4), ("single", "gru", 211, 2), ("rows_5", "gru", 211, 5), ("rows_6", "gru", 211, 12),
+    ("few", "gru", 211, 4), ("single", "gru", 211, 1), ("rows_5", "gru", 211, 5), ("rows_6", "gru", 211, 12),
     ("rows_10", "rnn_tanh", 363, 10), ("rows_6", "rnn_tanh", 363, 6), ("rows_8", "lstm", 187, 7),
     ("rows_10", "lstm", 187, 20), ("broad", "lstm", 187, 12), ("broad", "gru", 245, 18),
-    ("turning", "rnn_tanh", 173, 2), ("single", "rnn_tanh", 183, 2), ("single", "lstm", 91, 1), ("few", "lstm", 23, 4),
-    ("few", "rnn_tanh", 49, 4), ("few", "rnn_tanh", 183, 3),
+    ("turning", "rnn_tanh", 173, 3), ("single", "rnn_tanh", 183, 1), ("single", "lstm", 91, 1), ("few", "lstm", 23, 4),
+    ("few", "rnn_tanh", 49, 4), ("few", "rnn_tanh", 183, 3), ("pair", "lstm", 187, 2), ("pair", "lstm", 40, 3),
+    ("pair", "gru", 211, 2), ("pair", "gru", 9, 2), ("pair", "rnn_tanh", 183, 2), ("pair", "rnn_tanh", 19, 2),
+    ("single", "lstm", 64, 3), ("pair", "rnn_tanh", 65, 3),
     ("thin", "rnn_tanh", 100, 20), ("thin", "lstm", 40, 7), ("thin", "gru", 9, 7),
 ]  # fmt: skip
 """(tile, cell, units, rows) that take it on AVX-512 (halide_gen/machine.py): just enough weights for two to four blocks

@@ -128,15 +128,15 @@ def innermost_loops(assembly: str) -> list[list[str]]:
 
 LAYOUTS = {
     ("rnn_tanh", "forward"): (
-        "wide", "few", "thin", "rows_10", "rows_6", "single", "turning", "narrow", "single_narrow",
+        "wide", "few", "pair", "thin", "rows_10", "rows_6", "single", "turning", "narrow", "single_narrow",
     ),
     ("rnn_tanh", "bptt"): (
-        "wide", "few", "thin", "rows_10", "rows_6", "single", "turning", "narrow", "single_narrow",
+        "wide", "few", "pair", "thin", "rows_10", "rows_6", "single", "turning", "narrow", "single_narrow",
     ),
-    ("lstm", "forward"): ("wide", "rows_8", "rows_10", "single", "few"),
-    ("lstm", "bptt"): ("wide", "few", "thin", "broad", "single"),
-    ("gru", "forward"): ("wide", "rows_6", "rows_5", "single", "few"),
-    ("gru", "bptt"): ("wide", "few", "thin", "broad", "single"),
+    ("lstm", "forward"): ("wide", "rows_8", "rows_10", "single", "few", "pair"),
+    ("lstm", "bptt"): ("wide", "few", "pair", "thin", "broad", "single"),
+    ("gru", "forward"): ("wide", "rows_6", "rows_5", "single", "few", "pair"),
+    ("gru", "bptt"): ("wide", "few", "pair", "thin", "broad", "single"),
     ("gru_reset_before", "forward"): ("wide", "single"),
     ("gru_reset_before", "bptt"): ("wide", "single"),
 }  # fmt: skip
