@@ -140,9 +140,9 @@ class Derivation:
     @property
     def lean(self) -> int:
         """With how few tiles its kernels do, each of which takes its time to compile (machine.py): 0, with all; 1, the
-        step is long; 2, few people use it: masks, vectors, several phases."""
+        step is long; 3, few people use it: masks, vectors, several phases."""
         if self.masked or self.vectors or self.phases > 1:
-            return 2
+            return 3
         return int(len(self.sums) > 1)
 
     @property

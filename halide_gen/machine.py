@@ -23,7 +23,7 @@ With 2 rows, a tile of 2 against single rows, which read all weights twice, forw
 1.5 to 1.8 and 1.2 to 1.4, GRU 1.3 to 1.8 and 1.1 to 1.5, RNN 80 to 1024 wide 1.2 to 1.8 and 1.15 to 1.5. With 3 rows,
 as two tiles, LSTM 40, 48 and 80 wide, where single rows pad a vector, 1.4, 32 wide 0.9. Two vectors of units in those
 of 2 and 4 rows against four, which take twice as long to compile: to 96 wide 1.0 to 1.4, wider 0.93 to 1.05, BPTT of an
-LSTM 1024 wide 0.9.
+LSTM 1024 wide 0.9. (AVX2, with four vectors, 2 rows against single ones: 8 to 32 wide 1.1 to 1.2, to 512 1.2 to 1.8.)
 
 With fewer rows of padding (Zen 5, 285 GFLOP/s at peak), against the tiles of 8 rows and, LSTM, 6 and 8 alone:
 
@@ -168,11 +168,11 @@ MACHINES = {
     },
     # 16 registers: 12 sums, 2 of the weights and a broadcast; a fourth of the weights, and LLVM spills sums
     "avx2": {
-        0: Machine(Tile(2, 6), Tile(4, 1, 2), others=(Tile(2, 4),), shared=Tile(2, 6)),
-        1: Machine(Tile(2, 6), Tile(4, 1, 2), others=(Tile(2, 4),)),
+        0: Machine(Tile(2, 6), Tile(4, 1, 2), others=(Tile(2, 4),), pair=Tile(4, 2), shared=Tile(2, 6)),
+        1: Machine(Tile(2, 6), Tile(4, 1, 2), others=(Tile(2, 4),), pair=Tile(4, 2)),
         2: Machine(Tile(1, 4), Tile(2, 1, 3)),
-        3: Machine(Tile(1, 4), Tile(1, 1, 4)),
-        4: Machine(Tile(1, 6, sums=2), Tile(1, 1, 2), others=(Tile(1, 4, sums=2),)),
+        3: Machine(Tile(1, 4), Tile(1, 1, 4), pair=Tile(1, 2)),
+        4: Machine(Tile(1, 6, sums=2), Tile(1, 1, 2), others=(Tile(1, 4, sums=2),), pair=Tile(1, 2)),
         8: Machine(Tile(1, 1)),
     },
     # 16 registers, and no multiply-add: every product needs one of its own, so 8 or 9 sums. 66% of the peak: see above
@@ -206,7 +206,7 @@ def shares_units(count: Any, threads: Any, weights: Any) -> Any:
     return (count < threads) & (weights >= SPLIT_UNITS)
 
 
-LEAN = {"rnn_sigmoid": 1, "rnn_relu": 1, "lstm_coupled": 2}
+LEAN = {"rnn_sigmoid": 2, "rnn_relu": 2, "lstm_coupled": 3}
 """Built-in cells that fewer people use, and whose kernels so do with fewer tiles than the equations ask for."""
 
 
@@ -217,19 +217,19 @@ def lean(cell: str, implied: int) -> int:
 
 def machine(instruction_set: str, sums: int, lean: int) -> Machine:
     """The entry of the table for an instruction set and so many sums a unit: the most sums that it has for any more.
-    `lean` 1: without the tiles that cells of several gates, whose equations are long, can do without; 2: with the
-    fewest."""
+    `lean` 1: without the tiles that cells of several gates, whose equations are long, can do without; 2: and without
+    those for many weights; 3: with the fewest."""
     row = MACHINES[instruction_set]
     several = bool(lean) and sums == 1 and 0 in row
     found = row[0 if several else min((most for most in row if most >= sums), default=max(row))]
-    if lean > 1:
-        found = Machine(found.wide._replace(vectors=1), found.single)
-    return found
+    if lean > 2:
+        return Machine(found.wide._replace(vectors=1), found.single)
+    return found._replace(shared=None, broad=None) if lean > 1 else found
 
 
 def tile_of_float64(instruction_set: str, sums: int, lean: int) -> Tile:
     """float64 is for checks of gradients: one tile will do, and a small one for cells that few people use."""
-    return Tile(1, 2) if lean > 1 else machine(instruction_set, sums, lean).wide
+    return Tile(1, 2) if lean > 2 else machine(instruction_set, sums, lean).wide
 
 
 def blocks(extent: Any, size: Any) -> Any:

@@ -344,7 +344,7 @@ class Recurrence:
                 given.split(chunk, several, chunk, most, guard).parallel(several)
             if fill is not None:
                 fill.split(units, task, units, size, guard).parallel(task)
-            if self.e.lean < 2 and layout.name in ("single", "wide"):
+            if self.e.lean < 3 and layout.name in ("single", "wide"):
                 update.specialize(split_units).parallel(rblock)
             else:
                 update.split(rblock, rtask, rblock, size, guard).parallel(rtask)

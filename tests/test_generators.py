@@ -141,11 +141,11 @@ LAYOUTS = {
     ("gru_reset_before", "bptt"): ("wide", "single"),
 }  # fmt: skip
 LAYOUTS_AVX2 = {
-    ("rnn_tanh", "forward"): ("wide", "rows_4", "single"),
-    ("lstm", "forward"): ("wide", "rows_4", "single"),
-    ("lstm", "bptt"): ("wide", "rows_4", "single"),
-    ("gru", "forward"): ("wide", "single"),
-    ("gru", "bptt"): ("wide", "rows_4", "single"),
+    ("rnn_tanh", "forward"): ("wide", "rows_4", "single", "pair"),
+    ("lstm", "forward"): ("wide", "rows_4", "single", "pair"),
+    ("lstm", "bptt"): ("wide", "rows_4", "single", "pair"),
+    ("gru", "forward"): ("wide", "single", "pair"),
+    ("gru", "bptt"): ("wide", "rows_4", "single", "pair"),
 }
 """Those of `machine.py` that a kernel chooses among, but for `shared`. For SSE4.1, LLVM spills where several products
 go into a sum."""
