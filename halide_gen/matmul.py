@@ -22,7 +22,7 @@ PIECE_BYTES = 1 << 26  # partial sums of all pieces together
 MANY = 16  # tasks that are enough for all threads
 ROWS = 64  # that are packed at a time, block beside block
 SIDE = 4  # of the squares in which a panel is transposed
-SHORT = 32, 256  # rows of an outer-product sum up to which it is a short one; the second where both sides are FAR
+SHORT = 32, 512  # rows of an outer-product sum up to which it is a short one; the second where both sides are FAR
 NEAR = 1 << 18  # floats in a piece up to which full blocks are read where they are: 1 MiB, as much as L2 holds
 
 
@@ -361,7 +361,7 @@ def short_sum(
     """outer_sum for few rows: tiles go from registers to their place, along the rows of `out`, not through partial
     sums and a transposition. Answers under which condition it does all. 1024 x 1024 and 2 rows, 1.4 -> 0.7 ms; 1536 x
     512 and 32 rows, 0.90 -> 0.46; 128 x 128 and 32 rows 1.2 times as fast; from 256 x 256 on, 128 rows 1.15 to 1.35,
-    256 rows 1.1 to 1.2, 512 rows 1.0 to 1.1; 400 x 100 and 128 rows 0.94."""
+    256 rows 1.1 to 1.2, 400 and 512 rows 1.0 to 1.14, 800 rows 0.96 to 1.05; 400 x 100 and 128 rows 0.94."""
     tiles = schedule.tiles(1, 0)
     if isinstance(tiles, Tile):
         return hl.cast(hl.UInt(1), 0)
