@@ -136,6 +136,33 @@ def test_small_integers_are_exact(backend: str, schedule: str, name: str, rng: n
         np.testing.assert_array_equal(gradient, expected, err_msg=key)
 
 
+SUMS = {
+    "few rows": (4, 8, 70, 40),
+    "one row": (1, 1, 33, 9),
+    "few rows, a narrow input": (4, 8, 16, 40),
+    "one row more": (3, 11, 70, 40),
+    "few rows for many units": (8, 64, 257, 300),
+    "too many rows": (19, 27, 257, 300),
+    "several pieces": (70, 40, 256, 256),
+    "full blocks": (10, 10, 64, 64),
+}
+"""(T, N, I, O): the ways of summing up outer products (halide_gen/matmul.py), and beside their borders."""
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_the_gradients_of_a_linear_layer_are_exact_for_small_integers(name: str, rng: np.random.Generator) -> None:
+    T, N, I, O = SUMS[name]
+    x, weight, d_output = (
+        rng.integers(-3, 4, shape).astype(np.float32) for shape in ((T, N, I), (O, I), (T, N, O))
+    )  # fmt: skip
+    for threads in (1, 2, 3):
+        with rnn.threads(threads):
+            d_x, d_weight, d_bias = kernel("halide", "tuned").linear_bptt(x, weight, d_output)
+        np.testing.assert_array_equal(d_x, d_output.astype(np.float64) @ weight)
+        np.testing.assert_array_equal(d_weight, np.einsum("tno,tni->oi", d_output.astype(np.float64), x))
+        np.testing.assert_array_equal(d_bias, d_output.astype(np.float64).sum((0, 1)))
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", ["odd primes", "rows of a picture", "one lane over four vectors", "wide state"])
 def test_any_number_of_threads_gives_the_same_bits(schedule: str, name: str) -> None:
