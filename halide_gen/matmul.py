@@ -371,7 +371,6 @@ def short_sum(
     lane, row, block, batch, n, t = (hl.Var(v) for v in ("lane", "row", "block", "batch", "n", "t"))
 
     # ---- algorithm
-    name = f"{name}_short"
     units, size = tiles.wide.vectors * schedule.lanes, tiles.wide.rows
     panel, tile = hl.Func(f"{name}_panel"), hl.Func(f"{name}_tile")
     zero = hl.cast(across(a, n, t).type(), 0)
@@ -426,14 +425,8 @@ def outer_sum(
     here = (d, a) if transposed else (a, d)
     out[here] = hl.undef(zero.type())
     made = []
-    short = short_sum(
-        out,
-        name,
-        *(down, across, height, width) if transposed else (across, down, width, height),
-        rows,
-        steps,
-        schedule,
-    )
+    along_rows = (down, across, height, width) if transposed else (across, down, width, height)
+    short = short_sum(out, f"{name}_short", *along_rows, rows, steps, schedule)
     first = out.num_update_definitions()
     for layout, condition, pack_across, pack_down in packings(schedule, width, height, rows * length, short):
         label = f"{name}_{layout.name}{'_packed' * pack_down}{'_direct' * (not pack_across)}"
