@@ -38,7 +38,7 @@ class Adam:
 
         # ---- schedule
         # 3 million weights, one thread of a Zen 4: 3.2 ms; in a sweep of NumPy for each operation 10.
-        sweep(g.after, i, g.weight.dim(0).extent(), g.natural_vector_size(g.weight.type()))
+        sweep(g.after, i, g.natural_vector_size(g.weight.type()))
 
 
 if __name__ == "__main__":

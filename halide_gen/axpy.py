@@ -33,7 +33,7 @@ class Axpy:
         # ---- schedule
         # A step of SGD over the weights of a GRU 512 wide: 0.75 -> 0.55 ms, on two threads 0.81 -> 0.35, of NumPy's two
         # operations in blocks that stay in L2; over small weights they take as long.
-        sweep(g.z, i, g.x.dim(0).extent(), g.natural_vector_size(g.x.type()))
+        sweep(g.z, i, g.natural_vector_size(g.x.type()))
 
 
 if __name__ == "__main__":

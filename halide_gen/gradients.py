@@ -6,7 +6,7 @@ from typing import Any
 
 import halide as hl
 from blocks import starts_at_zero
-from matmul import Projection, Weight, outer_sum, project, row_sum
+from matmul import OuterProducts, Projection, Weight, outer_sum, project, row_sum
 from schedules import schedule
 
 
@@ -61,9 +61,12 @@ class Gradients:
         def value(buffer: Any) -> Any:
             return lambda i, n, t: buffer[i, n, t]
 
-        outer_sum(g.d_weight_ih, "dw_ih", value(g.d_input), value(g.x), A, I, N, T, plan, transposed=True)
-        outer_sum(g.d_weight_hh, "dw_hh", value(g.d_hidden), value(g.previous), B, H, N, U, plan, transposed=True)
-        outer_sum(g.d_weight_ho, "dw_ho", value(g.states), value(g.d_output), H, O, N, T, plan)
+        def products(across: Any, down: Any, width: hl.Expr, height: hl.Expr, steps: hl.Expr) -> OuterProducts:
+            return OuterProducts(value(across), value(down), width, height, N, steps)
+
+        outer_sum(g.d_weight_ih, "dw_ih", products(g.d_input, g.x, A, I, T), plan, transposed=True)
+        outer_sum(g.d_weight_hh, "dw_hh", products(g.d_hidden, g.previous, B, H, U), plan, transposed=True)
+        outer_sum(g.d_weight_ho, "dw_ho", products(g.states, g.d_output, H, O, T), plan)
         sums, d_bias_o = (
             row_sum("sums_of", value(g.deltas), D, N, T, plan),
             row_sum("db_o", value(g.d_output), O, N, T, plan),

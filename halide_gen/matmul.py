@@ -315,6 +315,40 @@ def row_sum(name: str, value: Value, width: hl.Expr, rows: hl.Expr, steps: hl.Ex
     return total
 
 
+@dataclass(frozen=True)
+class OuterProducts:
+    """across(a, row, step) * down(d, row, step), a < width and d < height, to be summed up over all rows and steps."""
+
+    across: Value  # in the lanes of the vectors
+    down: Value
+    width: hl.Expr
+    height: hl.Expr
+    rows: hl.Expr
+    steps: hl.Expr
+
+    @property
+    def type(self) -> hl.Type:
+        return self.across(hl.Expr(0), hl.Expr(0), hl.Expr(0)).type()
+
+    @property
+    def far(self) -> hl.Expr:
+        """Whether rows of both sides are so far apart that both are worth packing."""
+        return (self.height >= FAR) & (self.width >= FAR)
+
+    def transposed(self) -> OuterProducts:
+        """The same with the two sides exchanged."""
+        return OuterProducts(self.down, self.across, self.height, self.width, self.rows, self.steps)
+
+    def panel(self, name: str, units: int) -> tuple[hl.Func, hl.RDom]:
+        """The Func [lane, row, step, block] of what lies in the lanes, and the domain of its copying. Lanes past the
+        width make sums that nobody reads."""
+        lane, n, t, block = (hl.Var(v) for v in ("lane", "n", "t", "block"))
+        func, l = hl.Func(f"{name}_panel"), hl.RDom([(0, self.width)], f"{name}_l")
+        func[lane, n, t, block] = hl.undef(self.type)
+        func[l.x % units, n, t, l.x // units] = self.across(l.x, n, t)
+        return func, l
+
+
 class Packing(NamedTuple):
     """How a sum of outer products reads what it multiplies."""
 
@@ -324,21 +358,21 @@ class Packing(NamedTuple):
     down: bool  # whether what is broadcast is
 
 
-def packings(schedule: Schedule, width: hl.Expr, height: hl.Expr, rows: hl.Expr, short: hl.Expr) -> list[Packing]:
-    """Exactly one condition holds; with nothing to sum up for, or if `short` does, none. `rows`: of a piece. Full
+def packings(schedule: Schedule, o: OuterProducts, length: hl.Expr, short: hl.Expr) -> list[Packing]:
+    """Exactly one condition holds; with nothing to sum up for, or if `short` does, none. `length`: of a piece. Full
     blocks of rows that stay in L2 need no packing: 1.2 times as fast at 64 to 128 wide (16 wide, 512 rows: 12.9 instead
     of 16.2 ms)."""
     # Padding to 8 rows costs a twelfth at the most where it counts; without tiles of 6 and 10, `gradients` compiles in
     # three quarters of the time.
-    found = layouts(schedule, width, height, others=False)
+    found = layouts(schedule, o.width, o.height, others=False)
     if len(found) == 1:
-        return [Packing(layout, condition & (height > 0), True, False) for layout, condition in found]
+        return [Packing(layout, condition & (o.height > 0), True, False) for layout, condition in found]
     made = []
-    some, far = (height > 0) & ~short, (height >= FAR) & (width >= FAR)
+    some, far = (o.height > 0) & ~short, o.far
     for layout, condition in found:
         near = condition & some & ~far
         if layout.name in ("narrow", "wide"):
-            full = (width % layout.units == 0) & (rows * width <= NEAR)
+            full = (o.width % layout.units == 0) & (o.rows * length * o.width <= NEAR)
             made.append(Packing(layout, near & full, False, False))
             near = near & ~full
         made.append(Packing(layout, near, True, False))
@@ -347,17 +381,7 @@ def packings(schedule: Schedule, width: hl.Expr, height: hl.Expr, rows: hl.Expr,
     return made
 
 
-def short_sum(
-    out: hl.Func,
-    name: str,
-    across: Value,
-    down: Value,
-    width: hl.Expr,
-    height: hl.Expr,
-    rows: hl.Expr,
-    steps: hl.Expr,
-    schedule: Schedule,
-) -> hl.Expr:
+def short_sum(out: hl.Func, name: str, o: OuterProducts, schedule: Schedule) -> hl.Expr:
     """outer_sum for few rows: tiles go from registers to their place, along the rows of `out`, not through partial
     sums and a transposition. Answers under which condition it does all. 1024 x 1024 and 2 rows, 1.4 -> 0.7 ms; 1536 x
     512 and 32 rows, 0.90 -> 0.46; 128 x 128 and 32 rows 1.2 times as fast; from 256 x 256 on, 128 rows 1.15 to 1.35,
@@ -365,21 +389,18 @@ def short_sum(
     tiles = schedule.tiles(1, 0)
     if isinstance(tiles, Tile):
         return hl.cast(hl.UInt(1), 0)
-    far = (height >= FAR) & (width >= FAR)
-    condition = (rows * steps <= hl.select(far, SHORT[1], SHORT[0])) & (width > schedule.lanes)
+    condition = (o.rows * o.steps <= hl.select(o.far, SHORT[1], SHORT[0])) & (o.width > schedule.lanes)
     a, d = out.args()
     lane, row, block, batch, n, t = (hl.Var(v) for v in ("lane", "row", "block", "batch", "n", "t"))
 
     # ---- algorithm
     units, size = tiles.wide.vectors * schedule.lanes, tiles.wide.rows
-    panel, tile = hl.Func(f"{name}_panel"), hl.Func(f"{name}_tile")
-    zero = hl.cast(across(a, n, t).type(), 0)
-    l = hl.RDom([(0, width)], f"{name}_l")
-    panel[lane, n, t, block] = hl.undef(zero.type())  # lanes past the width make sums that nobody reads
-    panel[l.x % units, n, t, l.x // units] = across(l.x, n, t)
-    r = hl.RDom([(0, rows), (0, steps)], f"{name}_r")
-    tile[lane, row, block, batch] = zero
-    tile[lane, row, block, batch] += panel[lane, r.x, r.y, block] * down(inside(batch * size + row, height), r.x, r.y)
+    tile = hl.Func(f"{name}_tile")
+    panel, l = o.panel(name, units)
+    r = hl.RDom([(0, o.rows), (0, o.steps)], f"{name}_r")
+    unit = inside(batch * size + row, o.height)
+    tile[lane, row, block, batch] = hl.cast(o.type, 0)
+    tile[lane, row, block, batch] += panel[lane, r.x, r.y, block] * o.down(unit, r.x, r.y)
     out[a, d] = tile[a % units, d % size, a // units, d // size + only_if(condition, f"{name}_if")]
 
     # ---- schedule
@@ -401,51 +422,36 @@ def short_sum(
     return condition
 
 
-def outer_sum(
-    out: hl.Func,
-    name: str,
-    across: Value,
-    down: Value,
-    width: hl.Expr,
-    height: hl.Expr,
-    rows: hl.Expr,
-    steps: hl.Expr,
-    schedule: Schedule,
-    transposed: bool = False,
-) -> None:
-    """out[a, d], or out[d, a] if transposed, = the sum over all rows and steps of across(a, row, step) *
-    down(d, row, step), a < width (in the lanes of the vectors) and d < height."""
+def outer_sum(out: hl.Func, name: str, o: OuterProducts, schedule: Schedule, transposed: bool = False) -> None:
+    """out[a, d], or out[d, a] if transposed, = the sum over all rows and steps."""
+    width, height, rows, steps = o.width, o.height, o.rows, o.steps
     a, d, piece = (hl.Var(v) for v in ("a", "d", "piece"))
     lane, row, block, batch = (hl.Var(v) for v in ("lane", "row", "block", "batch"))
     n_, t_ = hl.Var("n"), hl.Var("t")
 
     # ---- algorithm
     length, pieces = cut(rows, steps, width * height)
-    zero = hl.cast(across(a, n_, t_).type(), 0)
+    zero = hl.cast(o.type, 0)
     here = (d, a) if transposed else (a, d)
     out[here] = hl.undef(zero.type())
     made = []
-    along_rows = (down, across, height, width) if transposed else (across, down, width, height)
-    short = short_sum(out, f"{name}_short", *along_rows, rows, steps, schedule)
+    short = short_sum(out, f"{name}_short", o.transposed() if transposed else o, schedule)
     first = out.num_update_definitions()
-    for layout, condition, pack_across, pack_down in packings(schedule, width, height, rows * length, short):
+    for layout, condition, pack_across, pack_down in packings(schedule, o, length, short):
         label = f"{name}_{layout.name}{'_packed' * pack_down}{'_direct' * (not pack_across)}"
         units, size = layout.units, layout.tile.rows
-        panel, packed, tile, partial, total = (
-            hl.Func(f"{label}_{part}") for part in ("panel", "packed", "tile", "partial", "total")
-        )
-        l = hl.RDom([(0, width)], f"{label}_l")
+        packed, tile, partial, total = (hl.Func(f"{label}_{part}") for part in ("packed", "tile", "partial", "total"))
         if pack_across:
-            panel[lane, n_, t_, block] = hl.undef(zero.type())  # lanes past the width make sums that nobody reads
-            panel[l.x % units, n_, t_, l.x // units] = across(l.x, n_, t_)
+            panel, l = o.panel(label, units)
         else:
+            panel, l = hl.Func(f"{label}_panel"), None
             unit = hl.unsafe_promise_clamped(block * units + lane, 0, width - 1)
-            panel[lane, n_, t_, block] = across(unit, n_, t_)
+            panel[lane, n_, t_, block] = o.across(unit, n_, t_)
         r = hl.RDom([(0, rows), (0, length)], f"{label}_r")
         r.where(piece * length + r.y < steps)
         step = inside(piece * length + r.y, steps)
         tile[lane, row, block, batch, piece] = zero
-        packed[row, n_, t_, batch] = down(inside(batch * size + row, height), n_, t_)
+        packed[row, n_, t_, batch] = o.down(inside(batch * size + row, height), n_, t_)
         tile[lane, row, block, batch, piece] += panel[lane, r.x, step, block] * packed[row, r.x, step, batch]
         partial[lane, d, block, piece] = tile[lane, d % size, block, d // size, piece]
         p = hl.RDom([(1, pieces - 1)], f"{label}_p")
@@ -462,14 +468,14 @@ def outer_sum(
             out[here] = turned.at(a, d + once)
         else:
             out[here] = total[a, d + once]
-        made.append((layout, pack_across, pack_down, label, panel, l, packed, tile, r, partial, total, p, turned, once))
+        made.append((layout, pack_down, label, panel, l, packed, tile, r, partial, total, p, turned, once))
 
     # ---- schedule
     if not schedule.by_hand:
         return
     lanes, guard = schedule.lanes, hl.TailStrategy.GuardWithIf
     for i, made_one in enumerate(made):
-        layout, pack_across, pack_down, label, panel, l, packed, tile, r, partial, total, p, turned, once = made_one
+        layout, pack_down, label, panel, l, packed, tile, r, partial, total, p, turned, once = made_one
         ao, av, ai, do, di = (hl.Var(f"{v}_{label}") for v in ("ao", "av", "ai", "do", "di"))
         # Squares of lanes x lanes, which stay in L1, and along the rows of `out`.
         update = out.update(first + i)
@@ -493,7 +499,7 @@ def outer_sum(
             several, many = hl.Var(f"several_{label}"), blocks(width, layout.units) >= MANY
             partial.split(piece, several, piece, hl.select(many, pieces, 1), guard).parallel(several).parallel(block)
         # All blocks at once, so that rows are read to their end: 320 wide, 6400 rows: 3 ms for 10.
-        if pack_across:
+        if l is not None:
             to, ti = hl.Var(f"to_{label}"), hl.Var(f"ti_{label}")
             panel.compute_at(partial, piece).bound_extent(lane, layout.units)
             lo, li = hl.RVar(f"lo_{label}"), hl.RVar(f"li_{label}")

@@ -152,15 +152,14 @@ SUMS = {
 @pytest.mark.parametrize("name", SUMS)
 def test_the_gradients_of_a_linear_layer_are_exact_for_small_integers(name: str, rng: np.random.Generator) -> None:
     T, N, I, O = SUMS[name]
-    x, weight, d_output = (
-        rng.integers(-3, 4, shape).astype(np.float32) for shape in ((T, N, I), (O, I), (T, N, O))
-    )  # fmt: skip
+    x, weight, d_output = (rng.integers(-3, 4, shape).astype(np.float32) for shape in ((T, N, I), (O, I), (T, N, O)))
+    exact = d_output.astype(np.float64)
+    wanted = exact @ weight, np.einsum("tno,tni->oi", exact, x), exact.sum((0, 1))
     for threads in (1, 2, 3):
         with rnn.threads(threads):
-            d_x, d_weight, d_bias = kernel("halide", "tuned").linear_bptt(x, weight, d_output)
-        np.testing.assert_array_equal(d_x, d_output.astype(np.float64) @ weight)
-        np.testing.assert_array_equal(d_weight, np.einsum("tno,tni->oi", d_output.astype(np.float64), x))
-        np.testing.assert_array_equal(d_bias, d_output.astype(np.float64).sum((0, 1)))
+            made = kernel("halide", "tuned").linear_bptt(x, weight, d_output)
+        for gradient, want in zip(made, wanted, strict=True):
+            np.testing.assert_array_equal(gradient, want)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
