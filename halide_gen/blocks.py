@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import halide as hl
-from machine import Machine, Tile, blocks, offers
+from machine import Lean, Machine, Tile, blocks, offers
 from schedules import Schedule
 
 __all__ = ["Layout", "blocks", "inside", "layouts", "mostly_inside", "only_if", "starts_at_zero"]
@@ -52,7 +52,7 @@ def layouts(
     width: hl.Expr,
     rows: hl.Expr,
     sums: int = 1,
-    lean: int = 0,
+    lean: Lean = Lean.ALL,
     weights: hl.Expr | None = None,
     others: bool = True,
 ) -> list[tuple[Layout, hl.Expr]]:

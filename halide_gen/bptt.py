@@ -127,7 +127,7 @@ class BPTT:
             rows=N,
             steps=T + 1,
             sums=cell.back_sums_at_once,
-            lean=lean(g.cell, cell.lean),
+            lean=lean(g.cell, cell.is_long, cell.is_rare),
             ahead=1,
             places=made,
             projection=Projection(

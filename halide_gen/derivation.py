@@ -138,12 +138,14 @@ class Derivation:
         return self.vector_leaves + ((MASK,) if self.masked else ())
 
     @property
-    def lean(self) -> int:
-        """With how few tiles its kernels do, each of which takes its time to compile (machine.py): 0, with all; 1, the
-        step is long; 3, few people use it: masks, vectors, several phases."""
-        if self.masked or self.vectors or self.phases > 1:
-            return 3
-        return int(len(self.sums) > 1)
+    def is_long(self) -> bool:
+        """Whether a step has several gates."""
+        return len(self.sums) > 1
+
+    @property
+    def is_rare(self) -> bool:
+        """Whether it has what few people use: masks, vectors, several phases."""
+        return self.masked or bool(self.vectors) or self.phases > 1
 
     @property
     def sums_at_once(self) -> int:

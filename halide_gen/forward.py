@@ -130,7 +130,7 @@ class Forward:
             rows=N,
             steps=T,
             sums=cell.sums_at_once,
-            lean=lean(g.cell, cell.lean),
+            lean=lean(g.cell, cell.is_long, cell.is_rare),
             ahead=0,
             places=places(),
             projection=Projection(

@@ -6,8 +6,9 @@ from typing import Any
 
 import halide as hl
 from blocks import starts_at_zero
-from matmul import OuterProducts, Projection, Weight, outer_sum, project, row_sum
+from matmul import Projection, Weight, project
 from schedules import schedule
+from sums import OuterProducts, outer_sum, row_sum
 
 
 @hl.generator(name="gradients")

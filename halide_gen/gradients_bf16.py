@@ -9,8 +9,9 @@ import halide as hl
 from bfloat16 import BF16, FLOAT32, PairProduct, PairTile, outer_sum, widened
 from blocks import Layout, starts_at_zero
 from machine import bf16_tile
-from matmul import Weight, row_sum
+from matmul import Weight
 from schedules import schedule
+from sums import row_sum
 
 
 @hl.generator(name="gradients_bf16")

@@ -86,6 +86,7 @@ more vectors. So, with all that belongs to a pass:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from enum import IntEnum
 from typing import Any, NamedTuple
 
 
@@ -206,30 +207,38 @@ def shares_units(count: Any, threads: Any, weights: Any) -> Any:
     return (count < threads) & (weights >= SPLIT_UNITS)
 
 
-LEAN = {"rnn_sigmoid": 2, "rnn_relu": 2, "lstm_coupled": 3}
-"""Built-in cells that fewer people use, and whose kernels so do with fewer tiles than the equations ask for."""
+class Lean(IntEnum):
+    """With how few tiles a cell's kernels do, each of which takes its time to compile."""
+
+    ALL = 0  # of the table
+    LONG = 1  # without those that cells whose steps are long can do without
+    SMALL = 2  # and without those for many weights
+    FEWEST = 3  # one for many rows, and one for single ones
 
 
-def lean(cell: str, implied: int) -> int:
-    """With how few tiles a cell's kernels do, by its name and by what its equations imply: see `machine`."""
-    return max(LEAN.get(cell, 0), implied)
+LEAN = {"rnn_sigmoid": Lean.SMALL, "rnn_relu": Lean.SMALL, "lstm_coupled": Lean.FEWEST}
+"""Built-in cells that fewer people use than their equations suggest."""
 
 
-def machine(instruction_set: str, sums: int, lean: int) -> Machine:
-    """The entry of the table for an instruction set and so many sums a unit: the most sums that it has for any more.
-    `lean` 1: without the tiles that cells of several gates, whose equations are long, can do without; 2: and without
-    those for many weights; 3: with the fewest."""
+def lean(cell: str, is_long: bool, is_rare: bool) -> Lean:
+    """For a cell of this name, whose step is long, or whose options few people use."""
+    implied = Lean.FEWEST if is_rare else Lean.LONG if is_long else Lean.ALL
+    return max(LEAN.get(cell, Lean.ALL), implied)
+
+
+def machine(instruction_set: str, sums: int, lean: Lean) -> Machine:
+    """The entry of the table for an instruction set and so many sums a unit: the most sums that it has for any more."""
     row = MACHINES[instruction_set]
-    several = bool(lean) and sums == 1 and 0 in row
+    several = lean >= Lean.LONG and sums == 1 and 0 in row
     found = row[0 if several else min((most for most in row if most >= sums), default=max(row))]
-    if lean > 2:
+    if lean == Lean.FEWEST:
         return Machine(found.wide._replace(vectors=1), found.single)
-    return found._replace(shared=None, broad=None) if lean > 1 else found
+    return found._replace(shared=None, broad=None) if lean == Lean.SMALL else found
 
 
-def tile_of_float64(instruction_set: str, sums: int, lean: int) -> Tile:
+def tile_of_float64(instruction_set: str, sums: int, lean: Lean) -> Tile:
     """float64 is for checks of gradients: one tile will do, and a small one for cells that few people use."""
-    return Tile(1, 2) if lean > 2 else machine(instruction_set, sums, lean).wide
+    return Tile(1, 2) if lean == Lean.FEWEST else machine(instruction_set, sums, lean).wide
 
 
 def blocks(extent: Any, size: Any) -> Any:

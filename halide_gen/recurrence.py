@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import halide as hl
 from blocks import Layout, blocks, inside, layouts, mostly_inside, only_if
-from machine import shares_units
+from machine import Lean, shares_units
 from matmul import BlockedProjection, Packed, Projection
 from schedules import Schedule
 
@@ -57,7 +57,7 @@ class Equations:
     rows: hl.Expr  # of the batch
     steps: hl.Expr  # slots after slot 0
     sums: int  # the most that a unit sums up at once
-    lean: int  # with how few tiles to do: see machine.py
+    lean: Lean
     ahead: int  # slots past the last that a step may look at
     places: Sequence[Place]
     projection: Projection | None
@@ -344,7 +344,7 @@ class Recurrence:
                 given.split(chunk, several, chunk, most, guard).parallel(several)
             if fill is not None:
                 fill.split(units, task, units, size, guard).parallel(task)
-            if self.e.lean < 3 and layout.name in ("single", "wide"):
+            if self.e.lean != Lean.FEWEST and layout.name in ("single", "wide"):
                 update.specialize(split_units).parallel(rblock)
             else:
                 update.split(rblock, rtask, rblock, size, guard).parallel(rtask)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from machine import FUSED, LANES, Machine, Tile, machine, tile_of_float64
+from machine import FUSED, LANES, Lean, Machine, Tile, machine, tile_of_float64
 
 if TYPE_CHECKING:
     import halide as hl  # whoever calls compiled kernels asks for their tiles too, and has no Halide
@@ -31,7 +31,7 @@ class Schedule:
     lanes: int  # values in a vector
     fused: bool  # whether a product and a sum are one instruction
     # (sums a unit, with how few tiles to do) -> one register tile, or several to choose from at run time
-    tiles: Callable[[int, int], Tile | Machine]
+    tiles: Callable[[int, Lean], Tile | Machine]
     parallel: bool  # rows over the threads
     split_units: bool  # hidden units of one time step over the threads
     by_hand: bool = True  # False: nothing is scheduled, an autoscheduler will
@@ -59,13 +59,13 @@ def schedule_for(name: str, instructions: str, size: int) -> Schedule:
     """The schedule `name` for an instruction set, and numbers of so many bytes; ValueError for any other."""
     lanes, fused = LANES[instructions] // size, FUSED[instructions]
 
-    def one(sums: int, lean: int) -> Tile:
+    def one(sums: int, lean: Lean) -> Tile:
         return Tile(1, 1)
 
-    def wide(sums: int, lean: int) -> Tile:
+    def wide(sums: int, lean: Lean) -> Tile:
         return machine(instructions, sums, lean).wide
 
-    def tuned(sums: int, lean: int) -> Tile | Machine:
+    def tuned(sums: int, lean: Lean) -> Tile | Machine:
         if size == 8:
             return tile_of_float64(instructions, sums, lean)
         return machine(instructions, sums, lean)

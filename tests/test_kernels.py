@@ -146,7 +146,7 @@ SUMS = {
     "several pieces": (70, 40, 256, 256),
     "full blocks": (10, 10, 64, 64),
 }
-"""(T, N, I, O): the ways of summing up outer products (halide_gen/matmul.py), and beside their borders."""
+"""(T, N, I, O): the ways of summing up outer products (halide_gen/sums.py), and beside their borders."""
 
 
 @pytest.mark.parametrize("name", SUMS)

@@ -45,7 +45,7 @@ def layout(
     d = cell.masked if masked else cell.plain
     sums = d.sums_at_once if direction == "forward" else d.back_sums_at_once
     plan, table = _generators.module("schedules").schedule_for(schedule, instructions, itemsize), _table()
-    tiles, weights = plan.tiles(sums, table.lean(cell.label, d.lean)), len(d.hidden) * H * H
+    tiles, weights = plan.tiles(sums, table.lean(cell.label, d.is_long, d.is_rare)), len(d.hidden) * H * H
     name, tile = table.chosen(tiles, H, N, plan.lanes, weights or None)
     return Layout(name, tile, plan.lanes, sums, weights)
 
