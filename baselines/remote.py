@@ -3,7 +3,7 @@
 Standard library and NumPy alone: the other end may be a Python that has nothing else of ours.
 
     with Remote([python, "worker.py"]) as remote:        class Worker:
-        answer = remote.ask("scale", {"a": a}, by=2)         def scale(self, arrays, tell, by):
+        answer = remote.ask("scale", {"a": a}, by=2)         def scale(self, arrays, by):
         answer.arrays["a"], answer["took"]                       return {"took": 0.1}, {"a": by * arrays["a"]}
 
                                                          serve(Worker())
@@ -18,14 +18,13 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 Arrays = dict[str, NDArray[Any]]
-Tell = Callable[[dict[str, Any]], None]
 
 ALIGNMENT = 64  # bytes: a cache line, and an AVX-512 vector
 
@@ -93,19 +92,17 @@ class Remote:
             start_new_session=True,
         )
 
-    def ask(
-        self, do: str, arrays: Mapping[str, NDArray[Any]] | None = None, tell: Tell | None = None, **values: Any
-    ) -> Answer:
-        """Call the method `do`; `tell` gets what it reports on its way. Raises RemoteError."""
+    def ask(self, do: str, arrays: Mapping[str, NDArray[Any]] | None = None, **values: Any) -> Answer:
+        """Call the method `do`. Raises RemoteError."""
         with self._lock:
             try:
-                return self._ask(do, arrays or {}, tell, values)
+                return self._ask(do, arrays or {}, values)
             except BaseException as error:
                 if not isinstance(error, RemoteError) or self.process.poll() is not None:
                     self.close()
                 raise
 
-    def _ask(self, do: str, arrays: Mapping[str, NDArray[Any]], tell: Tell | None, values: dict[str, Any]) -> Answer:
+    def _ask(self, do: str, arrays: Mapping[str, NDArray[Any]], values: dict[str, Any]) -> Answer:
         if self.process.poll() is not None:
             raise RemoteError(self._gone())
         assert self.process.stdin is not None
@@ -118,18 +115,15 @@ class Remote:
             )
         except BrokenPipeError:
             raise RemoteError(self._gone()) from None
-        while line := self.process.stdout.readline():
-            message = json.loads(line)
-            if "error" in message:
-                raise RemoteError(message["error"])
-            if "told" in message:
-                if tell is not None:
-                    tell(message["told"])
-                continue
-            answer = Answer(message["values"])
-            answer.arrays = {name: array.copy() for name, array in self._back.get(message["arrays"]).items()}
-            return answer
-        raise RemoteError(self._gone())
+        line = self.process.stdout.readline()
+        if not line:
+            raise RemoteError(self._gone())
+        message = json.loads(line)
+        if "error" in message:
+            raise RemoteError(message["error"])
+        answer = Answer(message["values"])
+        answer.arrays = {name: array.copy() for name, array in self._back.get(message["arrays"]).items()}
+        return answer
 
     def _gone(self) -> str:
         status = self.process.wait()
@@ -159,9 +153,8 @@ class Remote:
 def serve(worker: Any) -> None:
     """The far end: answer requests with the methods of `worker` until the near end closes.
 
-    A method gets `arrays` (good until it returns), `tell` (to report a dict before it is done) and the values by name;
-    it returns the values to be answered, or those and arrays. Only answers get to standard output: what else is
-    printed goes to standard error.
+    A method gets `arrays` (good until it returns) and the values by name; it returns the values to be answered, or
+    those and arrays. Only answers get to standard output: what else is printed goes to standard error.
     """
     there, back = (Memory(int(descriptor)) for descriptor in sys.argv[-2:])
     with os.fdopen(os.dup(1), "w") as answers:
@@ -170,13 +163,10 @@ def serve(worker: Any) -> None:
         def say(**message: Any) -> None:
             print(json.dumps(message), file=answers, flush=True)
 
-        def tell(values: dict[str, Any]) -> None:
-            say(told=values)
-
         for line in sys.stdin:
             request = json.loads(line)
             try:
-                done = getattr(worker, request["do"])(there.get(request["arrays"]), tell, **request["values"])
+                done = getattr(worker, request["do"])(there.get(request["arrays"]), **request["values"])
                 values, arrays = done if isinstance(done, tuple) else (done, {})
             except Exception as error:
                 say(error=f"{type(error).__name__}: {error}")

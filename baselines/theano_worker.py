@@ -29,9 +29,7 @@ def compiled(
 class Worker:
     """Arrays as `rnn._backends.base` has them, none empty; in a request, the weights come last."""
 
-    def forward(
-        self, arrays: remote.Arrays, tell: remote.Tell, cell: str, threads: int
-    ) -> tuple[dict[str, Any], remote.Arrays]:
+    def forward(self, arrays: remote.Arrays, cell: str, threads: int) -> tuple[dict[str, Any], remote.Arrays]:
         """x, the initial states and weights -> the states "state0", ... (T, N, H), what else is kept, "kept0", ..., and
         the output."""
         states, kept = symbolic.COUNTS[cell]
@@ -39,9 +37,7 @@ class Worker:
         found = self._run(symbolic.compile_forward, arrays, cell, threads, first=1 + states)
         return {}, dict(zip(names, found, strict=True))
 
-    def bptt(
-        self, arrays: remote.Arrays, tell: remote.Tell, cell: str, threads: int
-    ) -> tuple[dict[str, Any], remote.Arrays]:
+    def bptt(self, arrays: remote.Arrays, cell: str, threads: int) -> tuple[dict[str, Any], remote.Arrays]:
         """x, the states (T+1, N, H), what else was kept, d_output, the gradients of the last states, and weights -> the
         gradients of the weights, of x and of the initial states, "initial0", ..."""
         states, kept = symbolic.COUNTS[cell]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 
@@ -95,14 +94,11 @@ def roofline(session: Session) -> None:
 
 
 def threads(session: Session) -> None:
-    """Strong scaling over all numbers of threads, and as many processes of one thread each at the same time."""
-    steps = [step_of(problem) for problem in problems.SPEED]
+    """Strong scaling over 1, 2, 4, ... threads, and as many processes of one thread each at the same time."""
     most = len(session.processors)
-    for count in range(1, most + 1):
-        with session.crew([OURS, REFERENCE], session.last(count)) as crew:
-            for step in steps:
-                session.measure("threads", [crew], step, ["train"])
+    counts = sorted({most, *(2**power for power in range(most.bit_length()) if 2**power < most)})
     with contextlib.ExitStack() as stack:
+        crews = stack.enter_context(session.crews([OURS, REFERENCE], counts))
         alone = [stack.enter_context(session.worker(OURS, [processor])) for processor in session.processors]
         pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(most))
 
@@ -110,11 +106,13 @@ def threads(session: Session) -> None:
             slowest: float = max(pool.map(lambda worker: worker.timed("train")(runs), alone))
             return slowest / most
 
-        for step in steps:
+        for problem in problems.SPEED:
+            step = step_of(problem)
+            session.measure("threads", crews, step, ["train"])
             for worker in alone:
                 worker.create(step)
             timing = measure({SIDE_BY_SIDE: together}, session.budget)[SIDE_BY_SIDE]
-            session.rows.append(session.row("threads", step.problem, "train", most, SIDE_BY_SIDE, timing))
+            session.rows.append(session.row("threads", problem, "train", most, SIDE_BY_SIDE, timing))
 
 
 def peers(session: Session) -> None:
@@ -159,7 +157,8 @@ def first_step(session: Session) -> None:
 
 
 def tasks(session: Session) -> None:
-    """Train each task on each implementation: same weights to start from, same batches, same optimizer."""
+    """Train each task on all implementations, epoch by epoch in turns: same weights to start from, same batches, same
+    optimizer."""
     everything = session.processors
     with session.crew(session.rivals, everything) as crew:
         for case in LEARNED:
@@ -174,35 +173,38 @@ def learn(session: Session, case: Case, crew: Mapping[str, Worker], count: int) 
     loss = task.loss()
     rng = np.random.default_rng(0)
     order = [deal([x.shape[1] for x, _ in task.training], how.batch, rng) for _ in range(epochs)]
-    steps = sum(map(len, order))
-    optimizer = CosineAdam(how.lr, steps)
+    optimizer = CosineAdam(how.lr, sum(map(len, order)))
     data: dict[str, Array] = {}
     for number, (x, target) in enumerate(task.training):
         data |= {f"x{number}": x, f"target{number}": target}
-    for name, worker in crew.items():
+    for worker in crew.values():
         objective = Objective("adam", 1 / loss.mean_square, loss.lag)
         worker.ask("create", layer.weights, cell=layer.cell.name, objective=list(objective))
-
-        def tell(told: dict[str, int], name: str = name) -> None:
-            if told["epoch"] % 10 == 0:
-                session.say(f"tasks: {case.name}, {name}: epoch {told['epoch']} of {told['epochs']}")
-
-        done = worker.ask(
-            "learn",
-            data,
-            tell,
-            epochs=order,
-            rates=[optimizer.rate(step) for step in range(steps)],
-            limit=math.inf if name == OURS else RIVALS_LEARN,
-        )
+        worker.ask("study", data)
+    losses: dict[str, list[float]] = {name: [] for name in crew}
+    seconds: dict[str, list[float]] = {name: [] for name in crew}
+    step = 0
+    for number, batches in enumerate(order):
+        rates = [optimizer.rate(step + batch) for batch in range(len(batches))]
+        step += len(batches)
+        for name, worker in crew.items():
+            # a rival that is cut short stays so; the first epoch may include compiling
+            if len(losses[name]) < number or (name != OURS and sum(seconds[name][1:]) > RIVALS_LEARN):
+                continue
+            done = worker.ask("epoch", batches=batches, rates=rates)
+            losses[name].append(done["loss"])
+            seconds[name].append(done["seconds"])
+        if (number + 1) % 10 == 0:
+            session.say(f"tasks: {case.name}: epoch {number + 1} of {epochs}")
+    for name, worker in crew.items():
         error = linear = None
-        if len(done["loss"]) == how.epochs:
-            learned = rnn.Layer.from_weights(layer.config(), done.arrays)
+        if len(losses[name]) == how.epochs:
+            learned = rnn.Layer.from_weights(layer.config(), worker.ask("weights").arrays)
             result = rnn.tasks.judge(learned, task)
             error, linear = result.relative_rmse, result.linear
             if name == OURS:
                 session.learned[case.name] = (task, result.outputs)
-        session.curves.append(Curve(case.name, name, count, done["loss"], done["seconds"], error, linear))
+        session.curves.append(Curve(case.name, name, count, losses[name], seconds[name], error, linear))
 
 
 def deal(lanes: Sequence[int], size: int, rng: np.random.Generator) -> list[tuple[int, list[int]]]:

@@ -148,10 +148,10 @@ class Session:
             yield started
 
     @contextlib.contextmanager
-    def crews(self, names: Sequence[str]) -> Iterator[list[dict[str, Worker]]]:
-        """A crew for each number of threads to be measured."""
+    def crews(self, names: Sequence[str], counts: Sequence[int] = ()) -> Iterator[list[dict[str, Worker]]]:
+        """A crew for each of these numbers of threads, or for those to be measured."""
         with contextlib.ExitStack() as stack:
-            yield [stack.enter_context(self.crew(names, self.last(count))) for count in self.counts]
+            yield [stack.enter_context(self.crew(names, self.last(count))) for count in counts or self.counts]
 
     def measure(
         self,

@@ -39,7 +39,7 @@ class Worker:
         self.module, self.processors, self.backend, self.option = module, processors, backend, option
         self.kind: Any = None
 
-    def start(self, arrays: Any, tell: Any) -> dict[str, Any]:
+    def start(self, arrays: Any) -> dict[str, Any]:
         """Import the library. Answers its versions, or {"absent": why it can't run here}."""
         try:
             if self.backend:
@@ -53,7 +53,7 @@ class Worker:
             return {"absent": str(error)}
         return {"versions": self.library.versions(), "resident": resident("VmRSS")}
 
-    def create(self, arrays: Any, tell: Any, cell: str, objective: list[Any]) -> dict[str, Any]:
+    def create(self, arrays: Any, cell: str, objective: list[Any]) -> dict[str, Any]:
         """A network from its weights; with "x" and "target" also the batch that the requests below work on.
 
         If the last one has `load` (see baselines/network.py), and differs in sizes alone, it starts anew: what took it
@@ -74,20 +74,20 @@ class Worker:
         self.batch = None if x is None else self.network.batch(x, target)
         return {"seconds": time.perf_counter() - start}
 
-    def forward(self, arrays: Any, tell: Any) -> Any:
+    def forward(self, arrays: Any) -> Any:
         import numpy as np
 
         return {}, {"output": np.asarray(self.network.forward(self.batch))}
 
-    def gradients(self, arrays: Any, tell: Any) -> Any:
+    def gradients(self, arrays: Any) -> Any:
         return {}, self.network.gradients(self.batch)
 
-    def train(self, arrays: Any, tell: Any, rate: float) -> Any:
+    def train(self, arrays: Any, rate: float) -> Any:
         """One step. Answers the loss before it and the weights after it, and the seconds since this process began."""
         loss = self.network.train(self.batch, rate)
         return {"loss": float(loss), "since_start": time.perf_counter() - START}, self.network.weights()
 
-    def time(self, arrays: Any, tell: Any, which: str, rate: float, runs: int) -> dict[str, Any]:
+    def time(self, arrays: Any, which: str, rate: float, runs: int) -> dict[str, Any]:
         """The seconds of `runs` forward passes ("forward") or training steps ("train") together."""
         network, batch = self.network, self.batch
         start = time.perf_counter()
@@ -99,7 +99,7 @@ class Worker:
                 network.train(batch, rate)
         return {"seconds": time.perf_counter() - start}
 
-    def peak(self, arrays: Any, tell: Any, rate: float) -> dict[str, Any]:
+    def peak(self, arrays: Any, rate: float) -> dict[str, Any]:
         """MiB that were resident at most while training steps ran (two, since allocators learn from the first)."""
         self.network.train(self.batch, rate)  # which may compile: not what a training step needs
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is resident now
@@ -107,25 +107,22 @@ class Worker:
             self.network.train(self.batch, rate)
         return {"resident": resident("VmHWM")}
 
-    def learn(self, arrays: Any, tell: Any, epochs: list[Any], rates: list[float], limit: float) -> Any:
-        """Train on the pairs "x0", "target0", "x1", ... until all epochs are done, or `limit` seconds are over.
+    def study(self, arrays: Any) -> None:
+        """Keep the pairs "x0", "target0", "x1", ... for the epochs to come."""
+        self.pairs = {name: array.copy() for name, array in arrays.items()}
 
-        epochs: for each, its batches: (number of the pair, its lanes); rates: one a batch. Tells {"epoch": ...} after
-        each; answers loss and seconds of each, and the weights. Cutting a batch out of the data counts as training.
-        """
-        step, losses, seconds = 0, [], []
-        for number, batches in enumerate(epochs, 1):
-            start, total, weight = time.perf_counter(), 0.0, 0
-            for pair, lanes in batches:
-                x, target = (arrays[f"{name}{pair}"].take(lanes, axis=1) for name in ("x", "target"))
-                loss = self.network.train(self.network.batch(x, target), rates[step])
-                step, total, weight = step + 1, total + float(loss) * len(lanes) * len(x), weight + len(lanes) * len(x)
-            seconds.append(time.perf_counter() - start)
-            losses.append(total / weight)
-            tell({"epoch": number, "epochs": len(epochs)})
-            if sum(seconds[1:]) > limit:  # the first epoch may include compiling
-                break
-        return {"loss": losses, "seconds": seconds}, self.network.weights()
+    def epoch(self, arrays: Any, batches: list[tuple[int, list[int]]], rates: list[float]) -> dict[str, Any]:
+        """Train on batches, each of a pair of that number and its lanes, at a rate each. Answers their mean loss, and
+        the seconds, of which cutting batches out of the data is a part."""
+        start, total, weight = time.perf_counter(), 0.0, 0
+        for (pair, lanes), rate in zip(batches, rates, strict=True):
+            x, target = (self.pairs[f"{name}{pair}"].take(lanes, axis=1) for name in ("x", "target"))
+            total += float(self.network.train(self.network.batch(x, target), rate)) * len(lanes) * len(x)
+            weight += len(lanes) * len(x)
+        return {"loss": total / weight, "seconds": time.perf_counter() - start}
+
+    def weights(self, arrays: Any) -> Any:
+        return {}, self.network.weights()
 
 
 def resident(name: str) -> float:

@@ -20,31 +20,31 @@ Objective = importlib.import_module("baselines.network").Objective
 
 
 class Worker:
-    def versions(self, arrays: Any, tell: Any) -> Any:
+    def versions(self, arrays: Any) -> Any:
         return rival.versions()
 
-    def set_threads(self, arrays: Any, tell: Any, n: int) -> Any:
+    def set_threads(self, arrays: Any, n: int) -> Any:
         rival.set_threads(n)
 
-    def make(self, arrays: Any, tell: Any, cell: str, objective: list[Any]) -> Any:
+    def make(self, arrays: Any, cell: str, objective: list[Any]) -> Any:
         self.network = rival.Network(cell, arrays, Objective(*objective))
 
-    def load(self, arrays: Any, tell: Any) -> Any:
+    def load(self, arrays: Any) -> Any:
         self.network.load(arrays)
 
-    def batch(self, arrays: Any, tell: Any) -> Any:
+    def batch(self, arrays: Any) -> Any:
         self.kept = self.network.batch(arrays["x"].copy(), arrays["target"].copy())
 
-    def forward(self, arrays: Any, tell: Any) -> Any:
+    def forward(self, arrays: Any) -> Any:
         return {}, {"output": self.network.forward(self.kept)}
 
-    def train(self, arrays: Any, tell: Any, rate: float) -> Any:
+    def train(self, arrays: Any, rate: float) -> Any:
         return {"loss": self.network.train(self.kept, rate)}
 
-    def gradients(self, arrays: Any, tell: Any) -> Any:
+    def gradients(self, arrays: Any) -> Any:
         return {}, self.network.gradients(self.kept)
 
-    def weights(self, arrays: Any, tell: Any) -> Any:
+    def weights(self, arrays: Any) -> Any:
         return {}, self.network.weights()
 
 

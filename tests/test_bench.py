@@ -19,6 +19,7 @@ from rnn._backends.halide import SCHEDULES
 from rnn._backends.halide_jit import AUTOMATIC
 from rnn.baselines import theano_environment
 from rnn.baselines.network import Objective
+from rnn.baselines.remote import Answer
 
 ROOT = str(Path(__file__).resolve().parent.parent)
 sys.path.insert(0, ROOT)
@@ -242,15 +243,64 @@ def test_a_network_is_started_anew_where_it_can_be_and_differs_in_sizes_alone(ca
     far_end.library = SimpleNamespace(Network=Network)
     small, large = ({"weight_hh_l0": np.ones((size, size), "float32")} for size in (2, 3))
     sgd, adam = ["sgd", 1.0, 0], ["adam", 1.0, 0]
-    far_end.create(small, None, "rnn_tanh", sgd)
-    far_end.create(large, None, "rnn_tanh", sgd)
+    far_end.create(small, "rnn_tanh", sgd)
+    far_end.create(large, "rnn_tanh", sgd)
     assert calls == ["made", "loaded (3, 3)" if can_load else "made"]
     calls.clear()
-    far_end.create(large, None, "rnn_relu", sgd)
-    far_end.create(large, None, "rnn_relu", adam)
-    far_end.create({**large, "bias_o": np.ones(3, "float32")}, None, "rnn_relu", adam)
-    far_end.create({name: weight.astype("float64") for name, weight in large.items()}, None, "rnn_relu", adam)
+    far_end.create(large, "rnn_relu", sgd)
+    far_end.create(large, "rnn_relu", adam)
+    far_end.create({**large, "bias_o": np.ones(3, "float32")}, "rnn_relu", adam)
+    far_end.create({name: weight.astype("float64") for name, weight in large.items()}, "rnn_relu", adam)
     assert calls == ["made"] * 4
+
+
+def test_an_epoch_is_its_batches_and_its_loss_the_mean_over_all_numbers() -> None:
+    batches: list[Any] = []
+
+    class Network:
+        def batch(self, x: Any, target: Any) -> Any:
+            batches.append((x[0, :, 0].tolist(), target[0, :, 0].tolist()))
+            return x
+
+        def train(self, batch: Any, rate: float) -> float:
+            return rate
+
+    far_end = worker.Worker("", [0], "", "")
+    far_end.network = Network()
+    lanes = {name: np.arange(3.0).reshape(1, 3, 1) + 10 * (name == "target0") for name in ("x0", "target0")}
+    longer = {name: np.zeros((5, 3, 1)) for name in ("x1", "target1")}
+    far_end.study({**lanes, **longer})
+    done = far_end.epoch({}, [(0, [2, 0]), (1, [1])], [1.0, 8.0])
+    assert batches == [([2, 0], [12, 10]), ([0], [0])]
+    assert done["loss"] == pytest.approx((2 * 1.0 + 5 * 8.0) / 7)
+
+
+def test_libraries_learn_a_task_in_turns_and_a_slow_rival_is_cut_short(session: runner.Session) -> None:
+    asked: list[str] = []
+
+    class Learner:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def ask(self, do: str, arrays: Any = None, **values: Any) -> Any:
+            if do == "create":
+                self.made = arrays
+            if do == "epoch":
+                assert len(values["rates"]) == len(values["batches"])
+                asked.append(self.name)
+            answer = Answer(loss=1.0, seconds=0.3 * measures.RIVALS_LEARN)
+            answer.arrays = self.made
+            return answer
+
+    session.quick = False
+    crew: Any = {name: Learner(name) for name in ("halide", "numpy")}
+    measures.learn(session, cases.Case("sobel", "columns"), crew, 2)
+    ours, rival = session.curves
+    assert asked[:4] == ["halide", "numpy"] * 2
+    assert len(rival.loss) == 5, "the first is not counted, and the fourth after it is the one that is too much"
+    assert rival.error is None
+    assert len(ours.loss) == asked.count("halide") > 5
+    assert ours.error == pytest.approx(1.0, rel=0.5), "nothing was learned"
 
 
 def test_our_own_network_trains_as_the_library_does() -> None:

@@ -27,10 +27,10 @@ def draw(session: Session) -> Figure:
                 text = f"halide: {most} processes of 1 thread side by side"
                 axes.plot(most, one.seconds_min / r.seconds_min, "*", color="black", markersize=14, label=text)
         axes.set(title=f"{case}\nT={one.T} N={one.N} I={one.I} H={one.H}", xlabel="threads", xlim=(0.8, most + 0.2))
-        axes.set_ylim(bottom=0)
-        axes.set_xticks(range(1, most + 1))
+        axes.set_xticks(sorted({r.threads for r in here}))
         axes.grid(**GRID)
     axes = figure.axes[0]
+    axes.set_ylim(bottom=0)  # of all
     axes.set_ylabel("training steps a second,\nas multiples of ours on 1 thread")
     axes.legend(loc="lower right", fontsize=8)
     figure.suptitle("Strong scaling of a training step")
