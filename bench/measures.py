@@ -41,6 +41,8 @@ SAMPLE = [problem for problem in problems.GRID[::3] if problem.multiplications <
 FIRST = problems.named("32 lanes of 256")
 RIVALS_LEARN = 8.0
 """Seconds after which a rival's training of a task is cut short."""
+TURN = 1.0
+"""Seconds for which an implementation learns before the next one does."""
 TUTORIALS = ("tutorial", "tutorial, truncated")
 SIDE_BY_SIDE = f"{OURS}, a process a core"
 FLAGS = {"theano": "THEANO_FLAGS", "pytensor": "PYTENSOR_FLAGS"}
@@ -157,8 +159,7 @@ def first_step(session: Session) -> None:
 
 
 def tasks(session: Session) -> None:
-    """Train each task on all implementations, epoch by epoch in turns: same weights to start from, same batches, same
-    optimizer."""
+    """Train each task on all implementations, in turns: same weights to start from, same batches, same optimizer."""
     everything = session.processors
     with session.crew(session.rivals, everything) as crew:
         for case in LEARNED:
@@ -181,21 +182,22 @@ def learn(session: Session, case: Case, crew: Mapping[str, Worker], count: int) 
         objective = Objective("adam", 1 / loss.mean_square, loss.lag)
         worker.ask("create", layer.weights, cell=layer.cell.name, objective=list(objective))
         worker.ask("study", data)
+    steps = iter(range(sum(map(len, order))))
+    rates = [[optimizer.rate(next(steps)) for _ in batches] for batches in order]
     losses: dict[str, list[float]] = {name: [] for name in crew}
     seconds: dict[str, list[float]] = {name: [] for name in crew}
-    step = 0
-    for number, batches in enumerate(order):
-        rates = [optimizer.rate(step + batch) for batch in range(len(batches))]
-        step += len(batches)
-        for name, worker in crew.items():
-            # a rival that is cut short stays so; the first epoch may include compiling
-            if len(losses[name]) < number or (name != OURS and sum(seconds[name][1:]) > RIVALS_LEARN):
-                continue
-            done = worker.ask("epoch", batches=batches, rates=rates)
-            losses[name].append(done["loss"])
-            seconds[name].append(done["seconds"])
-        if (number + 1) % 10 == 0:
-            session.say(f"tasks: {case.name}: epoch {number + 1} of {epochs}")
+    learning = dict(crew)
+    while learning:
+        for name, worker in list(learning.items()):
+            done = len(losses[name])
+            taken = worker.ask("learn", epochs=order[done:], rates=rates[done:], turn=TURN)
+            losses[name] += taken["loss"]
+            seconds[name] += taken["seconds"]
+            session.say(f"tasks: {case.name}, {name}: epoch {len(losses[name])} of {epochs}")
+            # the first epoch may include compiling
+            cut = name != OURS and sum(seconds[name][1:]) > RIVALS_LEARN
+            if cut or len(losses[name]) == epochs:
+                del learning[name]
     for name, worker in crew.items():
         error = linear = None
         if len(losses[name]) == how.epochs:

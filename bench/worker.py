@@ -19,6 +19,8 @@ from typing import Any  # noqa: E402
 HERE = str(Path(__file__).resolve().parent)
 ROOT = str(Path(HERE).parent)
 MEBIBYTE = 2**20
+AWAKE = 0.15
+"""Seconds that pass before others' threads sleep: OpenBLAS's are awake for 0.1 s after a product."""
 
 
 def load(name: str) -> Any:
@@ -100,33 +102,41 @@ class Worker:
         return {"seconds": time.perf_counter() - start}
 
     def peak(self, arrays: Any, rate: float) -> dict[str, Any]:
-        """MiB that were resident at most while training steps ran (two, since allocators learn from the first)."""
+        """MiB that were resident at most while training steps ran (two, since allocators learn from the first), without
+        those in which the batch came from the near end."""
         self.network.train(self.batch, rate)  # which may compile: not what a training step needs
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is resident now
         for _ in range(2):
             self.network.train(self.batch, rate)
-        return {"resident": resident("VmHWM")}
+        return {"resident": resident("VmHWM") - resident("RssShmem")}
 
     def study(self, arrays: Any) -> None:
-        """Keep the pairs "x0", "target0", "x1", ... for the epochs to come."""
+        """Keep the pairs "x0", "target0", "x1", ... that `learn` trains on."""
         self.pairs = {name: array.copy() for name, array in arrays.items()}
 
-    def epoch(self, arrays: Any, batches: list[tuple[int, list[int]]], rates: list[float]) -> dict[str, Any]:
-        """Train on batches, each of a pair of that number and its lanes, at a rate each. Answers their mean loss, and
-        the seconds, of which cutting batches out of the data is a part."""
-        start, total, weight = time.perf_counter(), 0.0, 0
-        for (pair, lanes), rate in zip(batches, rates, strict=True):
-            x, target = (self.pairs[f"{name}{pair}"].take(lanes, axis=1) for name in ("x", "target"))
-            total += float(self.network.train(self.network.batch(x, target), rate)) * len(lanes) * len(x)
-            weight += len(lanes) * len(x)
-        return {"loss": total / weight, "seconds": time.perf_counter() - start}
+    def learn(self, arrays: Any, epochs: list[Any], rates: list[list[float]], turn: float) -> dict[str, Any]:
+        """Train until all epochs are done or `turn` seconds are over. An epoch is its batches, (number of the pair, its
+        lanes), with a rate each. Answers loss, the mean over all numbers, and seconds of each epoch; cutting batches
+        out of the data counts as training."""
+        time.sleep(AWAKE)
+        losses: list[float] = []
+        seconds: list[float] = []
+        while len(losses) < len(epochs) and sum(seconds) < turn:
+            start, total, weight = time.perf_counter(), 0.0, 0
+            for (pair, lanes), rate in zip(epochs[len(losses)], rates[len(losses)], strict=True):
+                x, target = (self.pairs[f"{name}{pair}"].take(lanes, axis=1) for name in ("x", "target"))
+                total += float(self.network.train(self.network.batch(x, target), rate)) * len(lanes) * len(x)
+                weight += len(lanes) * len(x)
+            seconds.append(time.perf_counter() - start)
+            losses.append(total / weight)
+        return {"loss": losses, "seconds": seconds}
 
     def weights(self, arrays: Any) -> Any:
         return {}, self.network.weights()
 
 
 def resident(name: str) -> float:
-    """MiB of this process, VmRSS (now) or VmHWM (at most so far)."""
+    """MiB of this process, VmRSS (now), VmHWM (at most so far) or RssShmem (of VmRSS, shared with other processes)."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024 / MEBIBYTE
 

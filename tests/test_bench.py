@@ -254,7 +254,7 @@ def test_a_network_is_started_anew_where_it_can_be_and_differs_in_sizes_alone(ca
     assert calls == ["made"] * 4
 
 
-def test_an_epoch_is_its_batches_and_its_loss_the_mean_over_all_numbers() -> None:
+def test_a_turn_is_whole_epochs_whose_loss_is_the_mean_over_all_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[Any] = []
 
     class Network:
@@ -265,14 +265,16 @@ def test_an_epoch_is_its_batches_and_its_loss_the_mean_over_all_numbers() -> Non
         def train(self, batch: Any, rate: float) -> float:
             return rate
 
+    monkeypatch.setattr(worker, "AWAKE", 0.0)
     far_end = worker.Worker("", [0], "", "")
     far_end.network = Network()
     lanes = {name: np.arange(3.0).reshape(1, 3, 1) + 10 * (name == "target0") for name in ("x0", "target0")}
     longer = {name: np.zeros((5, 3, 1)) for name in ("x1", "target1")}
     far_end.study({**lanes, **longer})
-    done = far_end.epoch({}, [(0, [2, 0]), (1, [1])], [1.0, 8.0])
+    epochs, rates = [[(0, [2, 0]), (1, [1])], [(0, [1])]], [[1.0, 8.0], [3.0]]
+    assert far_end.learn({}, epochs, rates, turn=1e-9)["loss"] == [pytest.approx((2 * 1.0 + 5 * 8.0) / 7)]
     assert batches == [([2, 0], [12, 10]), ([0], [0])]
-    assert done["loss"] == pytest.approx((2 * 1.0 + 5 * 8.0) / 7)
+    assert far_end.learn({}, epochs, rates, turn=1e9)["loss"] == [pytest.approx(6.0), pytest.approx(3.0)]
 
 
 def test_libraries_learn_a_task_in_turns_and_a_slow_rival_is_cut_short(session: runner.Session) -> None:
@@ -285,10 +287,10 @@ def test_libraries_learn_a_task_in_turns_and_a_slow_rival_is_cut_short(session: 
         def ask(self, do: str, arrays: Any = None, **values: Any) -> Any:
             if do == "create":
                 self.made = arrays
-            if do == "epoch":
-                assert len(values["rates"]) == len(values["batches"])
+            if do == "learn":
+                assert [len(rates) for rates in values["rates"]] == [len(batches) for batches in values["epochs"]]
                 asked.append(self.name)
-            answer = Answer(loss=1.0, seconds=0.3 * measures.RIVALS_LEARN)
+            answer = Answer(loss=[1.0], seconds=[0.3 * measures.RIVALS_LEARN])
             answer.arrays = self.made
             return answer
 
