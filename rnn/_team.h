@@ -80,9 +80,13 @@ public:
 
 private:
     static constexpr int most = 64;  // loops at a time, and shares of a loop
-    // Turns, some 25 us, that an idle thread looks out for a loop before it sleeps: the next step's comes within less, and
-    // to wake a thread takes longer.
+    // Turns, some 25 us, that an idle thread looks out for a loop: the next step's comes within less.
     static constexpr int patience = 1 << 10;
+    // Turns after those, some 600 us, in which it lets other threads run, before it sleeps: the next call's loop comes
+    // within less, and to wake a thread takes 50 us and more. On two cores, plain RNN, 256 wide, 16 rows of 16 steps, an
+    // epoch of learning frames: 0.19 -> 0.17 s; LSTM, 256 wide, one row of 200 steps: 2.0 -> 1.8 ms, and with three threads
+    // there 3.4 -> 1.7.
+    static constexpr int courtesy = 1 << 10;
 
     struct alignas(64) Share {
         std::atomic<uint64_t> range{0};  // the next iteration, and in the upper half the one past the last
@@ -164,6 +168,8 @@ private:
             for (int turns = 0; !helped && round.load(std::memory_order_acquire) == seen; turns++) {
                 if (turns < patience) {
                     _mm_pause();
+                } else if (turns < patience + courtesy) {
+                    sched_yield();
                 } else {
                     round.wait(seen);
                 }
