@@ -58,7 +58,7 @@ def explain(layer: Layer, shape: tuple[int, int], *, masks: bool | None = None) 
     from ._kernels import worth_sharing
 
     if rounds:
-        return Explanation((*lines, *_rounded(layer, T, N, chosen, worth_sharing())))
+        return Explanation((*lines, *_rounded(layer, T, N, chosen, worth_sharing(N))))
     from ._kernels import instruction_set
 
     why = "the widest that this CPU has (or RNN_INSTRUCTION_SET allows)"
@@ -66,7 +66,7 @@ def explain(layer: Layer, shape: tuple[int, int], *, masks: bool | None = None) 
         why = "all that float64, which is for checks of gradients, is compiled for"
     lines.append(f"code      {instructions}, {why}")
     plan = _plan(cell, masks)
-    least = worth_sharing() if chosen.name == "halide" else 0  # the JIT has a pool of its own
+    least = worth_sharing(N) if chosen.name == "halide" else 0  # the JIT has a pool of its own
     way, size = Walk(layer.reverse), layer.dtype.itemsize
     spans = len(_spans(plan, way, T, N, H, size))
     span = T // spans

@@ -438,10 +438,16 @@ void report_error(void *context, const char *text) {
 // The kernels of single steps check nothing: that took 0.14 of 0.29 us, LSTM, 8 units. Stepper does it for them.
 bool checks_itself(const Kernel &kernel) { return kernel.name.rfind("step_", 0) != 0; }
 
-// Bytes in a call's arrays from which on it uses other threads, which may be asleep, or kept from running. Zen 4, 2 threads
-// against 1, forward passes and training steps of 190 to 290 KiB: 1.3 to 1.6 times as fast alone on the machine, 0.8 to 1.1
-// beside other work; 400 KiB, 16 wide, 0.85; above 512 KiB 1.2 to 1.6 either way.
+// Bytes in a call's arrays from which on it uses other threads, which may be asleep, or kept from running. Of many rows
+// each thread takes its own, in all calls of a training step: an eighth of that will do. Zen 4, 2 threads against 1, alone
+// on the machine: training 16 wide, 16 rows, 100 to 400 KiB, 0.191 -> 0.163 ms; LSTM, 32 wide, 16 rows, 70 KiB, forward
+// 76 -> 55 us; beside other work both as fast as with 1. A single row, whose steps are one thread's, and which then finds
+// half of what the gradients left in another core's cache: training 64 wide, 200 to 400 KiB, 0.20 -> 0.25 ms; above
+// 512 KiB faster.
 std::atomic<size_t> worth_sharing{1 << 19};
+constexpr int many_rows = 16;  // two blocks at the least
+
+size_t least_to_share(int rows) { return worth_sharing / (rows < many_rows ? 1 : 8); }
 
 void run(const Kernel &kernel, nb::args given) {
     if (!checks_itself(kernel)) {
@@ -454,6 +460,7 @@ void run(const Kernel &kernel, nb::args given) {
     void *context = &report;
     std::vector<int> numbers(metadata.num_arguments);
     size_t next = 0, bytes = 0, held = 0;
+    int rows = 1;
     for (int i = 0; i < metadata.num_arguments; i++) {
         const halide_filter_argument_t &expected = metadata.arguments[i];
         const bool scalar = expected.kind == halide_argument_kind_input_scalar;
@@ -479,6 +486,9 @@ void run(const Kernel &kernel, nb::args given) {
         one.set(given[next++], expected);
         slots[i] = &one.buffer;
         bytes += one.bytes();
+        if (one.buffer.dimensions == 3) {  // (T, N, ...)
+            rows = std::max(rows, one.buffer.dim[1].extent);
+        }
     }
     if (next != given.size()) {
         fail(PyExc_TypeError, kernel.name + ": expected " + std::to_string(next) + " arguments, got " +
@@ -496,7 +506,7 @@ void run(const Kernel &kernel, nb::args given) {
     {
         nb::gil_scoped_release release;
         InFlight call;
-        report.threads = bytes < worth_sharing ? 1 : call.threads_at_start;
+        report.threads = bytes < least_to_share(rows) ? 1 : call.threads_at_start;
         code = kernel.call(slots.data());
     }
     if (code == halide_error_code_out_of_memory) {
@@ -784,9 +794,9 @@ NB_MODULE(_kernels, m) {
     m.def("load", &load, nb::arg("path"), nb::arg("name"), "A kernel from a shared library of its own.");
     m.def("set_num_threads", &set_num_threads, nb::arg("threads"));
     m.def("get_num_threads", &get_num_threads);
-    m.def("worth_sharing", [] { return worth_sharing.load(); },
-          "Bytes in a call's arrays from which on it uses more than one thread.");
-    m.def("set_worth_sharing", [](size_t bytes) { worth_sharing = bytes; }, nb::arg("bytes"));
+    m.def("worth_sharing", &least_to_share, nb::arg("rows") = 1,
+          "Bytes in a call's arrays from which on it uses more than one thread, with so many rows.");
+    m.def("set_worth_sharing", [](size_t bytes) { worth_sharing = bytes; }, nb::arg("bytes"), "For few rows.");
     m.def("empty", &empty, nb::arg("shape"), nb::arg("bits"), "A C-ordered array, float32, float64 or (of bfloat16) uint16, not initialised.");
     m.def("has_bf16", &has_bf16, "Whether the kernels in bfloat16 may run: AVX512_BF16, unless RNN_INSTRUCTION_SET forbids.");
     m.def("instruction_set", &instruction_set, "The widest instruction set in use: avx512, avx2 or sse41.");
