@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import rnn
 from rnn import _kernels
 
 PEERS = "test_peers.py"
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell takes from what it runs in the background
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
