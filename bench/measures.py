@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import itertools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 
@@ -182,8 +183,8 @@ def learn(session: Session, case: Case, crew: Mapping[str, Worker], count: int) 
         objective = Objective("adam", 1 / loss.mean_square, loss.lag)
         worker.ask("create", layer.weights, cell=layer.cell.name, objective=list(objective))
         worker.ask("study", data)
-    steps = iter(range(sum(map(len, order))))
-    rates = [[optimizer.rate(next(steps)) for _ in batches] for batches in order]
+    step = itertools.count()
+    rates = [[optimizer.rate(next(step)) for _ in batches] for batches in order]
     losses: dict[str, list[float]] = {name: [] for name in crew}
     seconds: dict[str, list[float]] = {name: [] for name in crew}
     learning = dict(crew)

@@ -90,8 +90,12 @@ class HalideBackend:
             weights.get("bias_hh_l0", none[: cell.hidden * H]),
             _vectors(cell, weights, H, dtype),
         )
-        # stacking them takes 3 us, a tenth of a call of an LSTM, 42 wide, with a row of 15 steps
-        now = _still_zeros((cell.states, N, H), dtype.char) if walk.from_zeros else np.stack(initial)
+        if len(initial) == 1:
+            now = initial[0][np.newaxis]
+        elif walk.from_zeros:  # stacking them takes 3 us, a tenth of a call of an LSTM, 42 wide, with a row of 15 steps
+            now = _still_zeros((cell.states, N, H), dtype.char)
+        else:
+            now = np.stack(initial)
         for number, (start, stop) in enumerate(_pieces(plan, walk, T, N, H, x.itemsize, keep)):
             whole = number == 0
             if whole:
