@@ -37,6 +37,12 @@ With fewer rows of padding (Zen 5, 285 GFLOP/s at peak), against the tiles of 8 
 One vector of units instead of two where that pads less (Zen 4): RNN 100 wide, 20 rows, a training step 3.23 -> 2.84 ms;
 BPTT of an LSTM 40 wide, 40 rows, 1.21 times as fast, of a GRU 1.20; 16 wide, LSTM, 8 rows 2.2, GRU, 32 rows 1.9.
 
+Vectors of 8 lanes instead of 16 where a quarter less of a tile is padding then (Zen 4, one thread, times as fast): LSTM
+and GRU 4 wide, 16 and 64 rows, forward 1.3 to 1.5; LSTM 8 wide, 32 rows, forward 1.5, BPTT 1.7; 24 wide forward LSTM
+1.09, GRU 1.06, BPTT of either 1.2. Where they pad but a sixth to an eighth less, 40 to 72 wide, the activations' twice
+as many instructions wait for each other: forward 0.87 to 1.08, BPTT 1.02 to 1.1. (RNN 4 wide forward 1.1 to 1.5, 24 and
+40 wide 0.92 to 1.0; left out for the 10 s that it takes to compile.)
+
 BPTT of an LSTM, whose sum takes four products (Zen 4, GFLOP/s of its recurrent part): what is fed back is four times as
 much as of an RNN, so a block of weights that several blocks of rows share has to leave room for it in L2 (1 MiB).
 
@@ -100,6 +106,11 @@ class Tile(NamedTuple):
     sums: int | None = None  # of a unit that are summed up at a time, None: all
     together: Any = 1  # blocks of rows that go through a block of weights before the next one is read
     turns: bool = False  # every other step goes through the weights from their end; its units are never shared
+    half: bool = False  # in vectors of half as many lanes
+
+    def lanes(self, most: int) -> int:
+        """Of its vectors, where the widest have `most`."""
+        return most // 2 if self.half else most
 
 
 class Machine(NamedTuple):
@@ -114,6 +125,7 @@ class Machine(NamedTuple):
     pair: Tile | None = None  # 2 rows, and 3 where single ones pad more units
     few: Tile | None = None  # 4 rows, and 3 whose steps are worth sharing: see SPLIT_UNITS
     shared: Tile | None = None  # for weights that no cache holds: see SHARED_WEIGHTS
+    half: Tile | None = None  # where it pads a quarter less than all others for many rows
     thin: Tile | None = None  # where it pads less than `wide` and all `others`
     broad: Tile | None = None  # of a recurrence, where it pads no more than `wide`
     turning: Tile | None = None  # fewer than FEW rows, and steps that are not worth sharing
@@ -132,6 +144,7 @@ MACHINES = {
             few=Tile(2, 4),
             pair=Tile(2, 2),
             shared=Tile(1, 8),
+            half=Tile(1, 8, half=True),
             thin=Tile(1, 8),
             broad=Tile(4, 6),
         ),
@@ -155,6 +168,7 @@ MACHINES = {
             few=Tile(1, 4),
             pair=Tile(1, 2),
             shared=Tile(1, 8),
+            half=Tile(1, 8, half=True),
         ),
         4: Machine(
             Tile(1, 6),
@@ -163,6 +177,7 @@ MACHINES = {
             few=Tile(1, 4),
             pair=Tile(1, 2),
             shared=Tile(1, 8, sums=2),
+            half=Tile(1, 8, sums=2, half=True),
         ),
         6: Machine(Tile(1, 4), Tile(1, 1, 4)),
         8: Machine(Tile(1, 3), Tile(1, 1, 3)),
@@ -233,7 +248,7 @@ def machine(instruction_set: str, sums: int, lean: Lean) -> Machine:
     found = row[0 if several else min((most for most in row if most >= sums), default=max(row))]
     if lean == Lean.FEWEST:
         return Machine(found.wide._replace(vectors=1), found.single)
-    return found._replace(shared=None, broad=None) if lean == Lean.SMALL else found
+    return found._replace(shared=None, broad=None, half=None) if lean == Lean.SMALL else found
 
 
 def tile_of_float64(instruction_set: str, sums: int, lean: Lean) -> Tile:
@@ -263,7 +278,15 @@ def offers(
         return blocks(rows, tile.rows) * tile.rows
 
     def area(tile: Tile) -> Any:
-        return padded(tile) * tile.vectors * blocks(width, tile.vectors * lanes)
+        units = tile.vectors * tile.lanes(lanes)
+        return padded(tile) * units * blocks(width, units)
+
+    def at_most(share: int, of: int, tile: Tile, *others: Tile | None) -> Any:
+        """Whether a tile covers no more than `share` in `of` of what each of the others does."""
+        found = rows >= 0
+        for other in filter(None, others):
+            found = found & (of * area(tile) <= share * area(other))
+        return found
 
     if tiles.pair is not None and weights is not None:
         three = (rows == 3) & (weights < SPLIT_UNITS) & (8 * area(tiles.pair) <= 9 * area(tiles.single or tiles.wide))
@@ -284,13 +307,12 @@ def offers(
         in_groups = together * groups * tiles.shared.rows
         condition = (weights >= SHARED_WEIGHTS) & (together > 1) & (8 * in_groups <= 9 * padded(tiles.wide))
         yield "shared", tiles.shared._replace(together=together), condition
+    if tiles.half is not None:
+        yield "half", tiles.half, at_most(3, 4, tiles.half, tiles.wide, *tiles.others, tiles.thin)
     if tiles.narrow is not None:
         yield "narrow", tiles.narrow, width <= lanes
     if tiles.thin is not None:
-        condition = rows >= 0
-        for other in (tiles.wide, *tiles.others):
-            condition = condition & (20 * area(tiles.thin) <= 19 * area(other))
-        yield "thin", tiles.thin, condition
+        yield "thin", tiles.thin, at_most(19, 20, tiles.thin, tiles.wide, *tiles.others)
     if tiles.broad is not None and weights is not None:
         yield "broad", tiles.broad, area(tiles.broad) <= area(tiles.wide)
     for number, tile in enumerate(tiles.others):

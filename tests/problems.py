@@ -107,6 +107,7 @@ SHAPES = [
     Problem("powers of two", T=8, N=16, I=32, H=64, O=16),
     Problem("one lane short of a vector", T=5, N=15, I=7, H=15, O=15),
     Problem("one lane over an AVX-512 vector", T=5, N=17, I=17, H=17, O=17),
+    Problem("three halves of an AVX-512 vector", T=5, N=16, I=6, H=21, O=3),
     Problem("one lane over two vectors", T=4, N=33, I=33, H=33, O=33),
     Problem("one lane over four vectors", T=3, N=65, I=65, H=65, O=65),
     Problem("one lane over two vectors, one lane", T=9, N=1, I=33, H=33, O=33),

@@ -22,7 +22,7 @@ def _table() -> Any:
 
 @dataclass(frozen=True, eq=False)  # each is made once, and its hash, of tuples, took a sixth of a small packing
 class Layout:
-    """A register tile of halide_gen/machine.py, for vectors of so many lanes."""
+    """A register tile of halide_gen/machine.py, in vectors of so many lanes."""
 
     name: str
     tile: Any
@@ -47,7 +47,7 @@ def layout(
     plan, table = _generators.module("schedules").schedule_for(schedule, instructions, itemsize), _table()
     tiles, weights = plan.tiles(sums, table.lean(cell.label, d.is_long, d.is_rare)), len(d.hidden) * H * H
     name, tile = table.chosen(tiles, H, N, plan.lanes, weights or None)
-    return Layout(name, tile, plan.lanes, sums, weights)
+    return Layout(name, tile, tile.lanes(plan.lanes), sums, weights)
 
 
 @lru_cache(maxsize=2)
