@@ -47,13 +47,13 @@ class Packed:
         return PackedPanel(self, extent, layout.units, at_a_time(layout.tile, self.gates))
 
     def expect(self, width: hl.Expr, extent: hl.Expr, chosen: Sequence[tuple[Layout, hl.Expr]]) -> None:
-        """Have calls check that the buffer is as large as the layout wants whose condition holds, and that no vector
-        lies in two lines of the cache."""
+        """Have calls check that the buffer is as large as the layout wants whose condition holds, and begins where a
+        vector of any layout may. (No vector should lie in two lines of the cache: that is up to who packs them.)"""
         sizes = (
             hl.select(condition, blocks(width, layout.units) * layout.units * extent * self.gates, 0)
             for layout, condition in chosen
         )
-        self.buffer.set_host_alignment(chosen[0][0].lanes * self.buffer.type().bytes())
+        self.buffer.set_host_alignment(min(layout.lanes for layout, _ in chosen) * self.buffer.type().bytes())
         self.buffer.dim(0).set_bounds(0, functools.reduce(operator.add, sizes))
 
 
