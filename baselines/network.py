@@ -5,6 +5,7 @@ Each module of this folder that is named after a library has
     Network         the class below
     set_threads(n)  so many threads, before the first network; raises ValueError where the library can't
     versions()      {"library": "version"} of what does the work, for the machine card
+    fresh           of those alone that keep what they compile on the disk: whether there was nothing yet
 
 so that whoever times it sees no difference. What a library wants to be fast is not timed: its own arrays and its own
 layout of the weights are made in `__init__` and `batch`, and what it compiles, there or at the first call of each.

@@ -23,7 +23,8 @@ def set_up() -> Library:
     """PyTensor. Flags that the environment variable PYTENSOR_FLAGS has already come after ours."""
     ours = symbolic.flags(Path(sys.prefix, "share", "halide-rnn", "pytensor"))
     os.environ["PYTENSORRC"] = os.devnull
-    os.environ["PYTENSOR_FLAGS"] = ",".join(filter(None, [ours, os.environ.get("PYTENSOR_FLAGS")]))
+    os.environ["PYTENSOR_FLAGS"] = flags = ",".join(filter(None, [ours, os.environ.get("PYTENSOR_FLAGS")]))
+    fresh = symbolic.is_fresh(flags)
 
     import pytensor
     import pytensor.compile.mode
@@ -42,6 +43,7 @@ def set_up() -> Library:
         sigmoid=pytensor.tensor.sigmoid,
         scan_module="pytensor.scan.scan_perform",
         config=pytensor.config,
+        fresh=fresh,
     )
 
 
@@ -49,6 +51,9 @@ class Network(symbolic.Network):
     """`network.Network` in PyTensor."""
 
     library = set_up()
+
+
+fresh = Network.library.fresh
 
 
 def versions() -> dict[str, str]:

@@ -80,6 +80,7 @@ class Library(NamedTuple):
     sigmoid: Callable[[Symbol], Symbol]
     scan_module: str  # loaded once a compiled scan is in use
     config: Any
+    fresh: bool  # whether nothing was compiled on the disk yet
 
     def compile(self, inputs: Sequence[Symbol], outputs: Any, updates: Any = ()) -> Compiled:
         """The function; it trusts its arguments to be arrays of the right dtype. Raises NotFast."""
@@ -148,6 +149,11 @@ def flags(compiled: Path, *more: str) -> str:
     ]
     key = hashlib.sha256(repr((chosen, np.__version__)).encode()).hexdigest()[:8]
     return ",".join([*chosen, f"base_compiledir={compiled / key}"])
+
+
+def is_fresh(flags: str) -> bool:
+    """Whether the folder for what is compiled, the last one that the flags name, is empty or not there."""
+    return not any(Path(flags.rpartition("base_compiledir=")[2]).glob("*"))
 
 
 def set_threads(n: int) -> None:

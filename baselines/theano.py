@@ -80,7 +80,8 @@ def set_up() -> Library:
     # Without preallocation: deciding whether a result is in place already, scan compares contents, not addresses.
     ours = symbolic.flags(Path(sys.prefix, "compiled"), "scan__allow_output_prealloc=False")
     os.environ["THEANORC"] = os.devnull
-    os.environ["THEANO_FLAGS"] = ",".join(filter(None, [ours, os.environ.get("THEANO_FLAGS")]))
+    os.environ["THEANO_FLAGS"] = flags = ",".join(filter(None, [ours, os.environ.get("THEANO_FLAGS")]))
+    fresh = symbolic.is_fresh(flags)  # importing it fills some
     for name in {"bool", "int", "float", "complex", "object"} - vars(np).keys():  # NumPy 1.24 took them away
         setattr(np, name, getattr(builtins, name))
 
@@ -107,6 +108,7 @@ def set_up() -> Library:
         sigmoid=theano.tensor.nnet.sigmoid,
         scan_module="scan_perform.scan_perform",
         config=theano.config,
+        fresh=fresh,
     )
 
 
@@ -114,6 +116,9 @@ class Network(symbolic.Network):
     """`network.Network` in Theano."""
 
     library = set_up()
+
+
+fresh = Network.library.fresh
 
 
 def versions() -> dict[str, str]:

@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import itertools
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -23,7 +24,7 @@ from .cases import LEARNED, WIDTHS, Array, Case, step_of, step_of_case, task_of
 from .implementations import OURS, REFERENCE, REMAT
 from .results import Curve, FirstStep, Memory
 from .runner import RATE, Absent, Session, Worker
-from .timer import Timing, measure
+from .timer import WARM_UP, Timing, measure
 
 LADDER = problems.named("32 lanes of 256")
 GROWTH = {
@@ -37,8 +38,8 @@ MEMORY = [Problem(f"memory, T={T}", T, 16, 64, 256, 64) for T in (64, 256, 1024,
 MOST = 4e9
 """Multiplications of a pass, above which a problem is not for runs that measure everything: the ten of the grid take as
 long as all others."""
-SAMPLE = [problem for problem in problems.GRID[::3] if problem.multiplications < MOST]
-"""A third of the grid, but for the largest problems."""
+SAMPLE = [problem for problem in problems.GRID[::4] if problem.multiplications < MOST]
+"""A quarter of the grid, but for the largest problems."""
 FIRST = problems.named("32 lanes of 256")
 RIVALS_LEARN = 8.0
 """Seconds after which a rival's training of a task is cut short."""
@@ -60,14 +61,21 @@ def speedup(session: Session) -> None:
 
 
 def ladder(session: Session) -> None:
-    """One problem on every schedule, compiled ahead of time and at the first call, and by Halide's autoscheduler."""
+    """One problem on every schedule, compiled ahead of time and at the first call, and by Halide's autoscheduler. First
+    steps, whose compiler has one thread, are taken on all processors at once, from the last rungs on, which last."""
     names = [f"{OURS} {schedule}" for schedule in SCHEDULES]
     names += [f"{OURS}-jit {schedule}" for schedule in SCHEDULES + AUTOMATIC]
     step, everything = step_of(LADDER), session.processors
+
+    def first(worker: Worker) -> float:
+        worker.create(step)
+        return worker.timed("train")(1)
+
     with session.crew(names, everything) as crew:
-        for name, worker in crew.items():
-            worker.create(step)
-            seconds = worker.timed("train")(1)
+        with concurrent.futures.ThreadPoolExecutor(len(everything)) as pool:
+            taken = {name: pool.submit(first, crew[name]) for name in reversed(crew)}
+        for name in crew:
+            seconds = taken[name].result()
             once = Timing(seconds, seconds, 0.0, 1)
             session.rows.append(session.row("ladder", LADDER, "first train", len(everything), name, once))
         session.measure("ladder", [crew], step)
@@ -126,11 +134,12 @@ def peers(session: Session) -> None:
 
 
 def memory(session: Session) -> None:
-    """Peak resident memory of training steps, from short sequences to long ones, each implementation in one process."""
+    """Peak resident memory of training steps, from short sequences to long ones. Each has a process of its own: ours
+    keeps the memory of shorter ones for later, NumPy's its arrays for each length."""
     for name in (*session.rivals, REMAT):
-        with session.crew([name], session.last(1)) as crew:
-            for worker in crew.values():
-                for problem in session.some(MEMORY, 2):
+        for problem in session.some(MEMORY, 2):
+            with session.crew([name], session.last(1)) as crew:
+                for worker in crew.values():
                     worker.create(step_of(problem))
                     added = float(worker.ask("peak", rate=RATE)["resident"]) - worker.resident
                     session.memory.append(Memory(problem.name, problem.T, name, added, worker.resident))
@@ -138,25 +147,30 @@ def memory(session: Session) -> None:
 
 
 def first_step(session: Session) -> None:
-    """From a new process to its first finished training step; with compiled code on the disk, and without."""
-    step = step_of(FIRST)
+    """From a new process to its first finished training step, three times; with compiled code on the disk, and without:
+    an empty cache is filled in more than a minute, so once, and not at all with --quick. It goes before all that would
+    fill the cache of a new environment."""
     for name in session.rivals:
-        # An empty cache is filled in the best part of a minute: once, and not at all with --quick.
-        for cache in (("filled",) if session.quick else ("empty", "filled")) if name in FLAGS else ("",):
-            seconds = []
-            with tempfile.TemporaryDirectory() as folder:
-                environment = {FLAGS[name]: f"base_compiledir={folder}"} if cache == "empty" else {}
-                for _ in range(1 if cache == "empty" else 3):
-                    try:
-                        with session.worker(name, session.processors, **environment) as worker:
-                            worker.create(step)
-                            seconds.append(float(worker.ask("train", rate=RATE)["since_start"]))
-                    except Absent as reason:
-                        session.absent[name] = str(reason)
-                        break
-            if seconds:
-                session.first_steps.append(FirstStep(name, cache, min(seconds)))
-                session.say(f"first-step: {name}{', cache ' * bool(cache)}{cache}: {min(seconds):.2f} s")
+        seconds: dict[str, list[float]] = {}
+        try:
+            for _ in range(3):
+                take_first_step(session, name, seconds)
+            if name in FLAGS and "empty" not in seconds and not session.quick:
+                with tempfile.TemporaryDirectory() as folder:
+                    take_first_step(session, name, seconds, **{FLAGS[name]: f"base_compiledir={folder}"})
+        except Absent as reason:
+            session.absent[name] = str(reason)
+        for cache in sorted(seconds):
+            session.first_steps.append(FirstStep(name, cache, min(seconds[cache])))
+            session.say(f"first-step: {name}{', cache ' * bool(cache)}{cache}: {min(seconds[cache]):.2f} s")
+
+
+def take_first_step(session: Session, name: str, seconds: dict[str, list[float]], **environment: str) -> None:
+    """Adds what a new process takes to those of its kind of cache. Raises Absent."""
+    with session.worker(name, session.processors, **environment) as worker:
+        worker.create(step_of(FIRST))
+        taken = float(worker.ask("train", rate=RATE)["since_start"])
+        seconds.setdefault(worker.cache, []).append(taken)
 
 
 def tasks(session: Session) -> None:
@@ -191,6 +205,7 @@ def learn(session: Session, case: Case, crew: Mapping[str, Worker], count: int) 
     while learning:
         for name, worker in list(learning.items()):
             done = len(losses[name])
+            time.sleep(WARM_UP)  # till the threads of the one before sleep
             taken = worker.ask("learn", epochs=order[done:], rates=rates[done:], turn=TURN)
             losses[name] += taken["loss"]
             seconds[name] += taken["seconds"]
@@ -220,6 +235,7 @@ def deal(lanes: Sequence[int], size: int, rng: np.random.Generator) -> list[tupl
 
 
 MEASURES: dict[str, Callable[[Session], None]] = {
+    "first-step": first_step,
     "speedup": speedup,
     "ladder": ladder,
     "growth": growth,
@@ -228,6 +244,5 @@ MEASURES: dict[str, Callable[[Session], None]] = {
     "roofline": roofline,
     "memory": memory,
     "tasks": tasks,
-    "first-step": first_step,
 }
-"""In the order in which they run: `roofline` uses what was measured before it."""
+"""In the order in which they run: `roofline` uses what `peers` measured, and `first-step` may find an empty cache."""

@@ -29,16 +29,15 @@ class Network:
     def __init__(self, cell: str, weights: Mapping[str, Array], objective: Objective, remat: int = 0) -> None:
         self.remat = bool(remat)
         made, options = LAYERS[cell]
-        H, I = weights["weight_hh_l0"].shape[1], weights["weight_ih_l0"].shape[1]
-        self.layer = made(
-            I,
-            H,
-            output_size=len(weights["weight_ho"]) if "weight_ho" in weights else None,
-            bias="bias_ih_l0" in weights,
-            dtype=weights["weight_ih_l0"].dtype,
-            **options,
-        )
-        self.layer.weights = dict(weights)
+        config = {
+            "layer": made.__name__,
+            "input_size": weights["weight_ih_l0"].shape[1],
+            "hidden_size": weights["weight_hh_l0"].shape[1],
+            "output_size": len(weights["weight_ho"]) if "weight_ho" in weights else None,
+            "bias": "bias_ih_l0" in weights,
+            "dtype": weights["weight_ih_l0"].dtype,
+        }
+        self.layer = rnn.Layer.from_weights(config | options, dict(weights))
         self.frozen = False
         self.objective = objective
         self.loss = RelativeError(1 / objective.scale, objective.skip)

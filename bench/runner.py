@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -66,6 +67,7 @@ class Worker(Remote):
             raise Absent(started["absent"])
         self.versions: dict[str, str] = started["versions"]
         self.resident: float = started["resident"]
+        self.cache: str = started["cache"]
 
     def ask(self, do: str, *arguments: Any, **values: Any) -> Any:
         """As Remote.ask; raises WorkerFailed."""
@@ -160,14 +162,19 @@ class Session:
         step: Step,
         passes: Sequence[str] = PASSES,
     ) -> list[Row]:
-        """Check every worker on a step, then time those of each crew in turns, the passes that the problem has. A
-        rival that is wrong there goes to `failures`, and isn't timed; raises WorkerFailed if we are."""
+        """Check every worker on a step, then time those of each crew in turns, the passes that the problem has. A rival
+        that is wrong there goes to `failures`, and isn't timed; raises WorkerFailed if we are.
+
+        Those of a crew are checked at once, since some compile for it; not those of all: Theano's processes would wait
+        for each other's lock, 5 s at a time."""
         want = expected(step)
         if step.problem.forward_only:
             passes = [which for which in passes if which == "forward"]
         made = []
         for crew in crews:
-            right = {name: worker for name, worker in crew.items() if self.is_right(worker, step, want)}
+            with concurrent.futures.ThreadPoolExecutor(len(self.processors)) as pool:
+                found = pool.map(lambda worker: self.is_right(worker, step, want), crew.values())
+            right = {name: crew[name] for name, is_right in zip(crew, found, strict=True) if is_right}
             for which in passes if right else ():
                 made += self.time(benchmark, right, step.problem, which)
         return made

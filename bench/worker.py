@@ -19,8 +19,6 @@ from typing import Any  # noqa: E402
 HERE = str(Path(__file__).resolve().parent)
 ROOT = str(Path(HERE).parent)
 MEBIBYTE = 2**20
-AWAKE = 0.15
-"""Seconds that pass before others' threads sleep: OpenBLAS's are awake for 0.1 s after a product."""
 
 
 def load(name: str) -> Any:
@@ -42,7 +40,8 @@ class Worker:
         self.kind: Any = None
 
     def start(self, arrays: Any) -> dict[str, Any]:
-        """Import the library. Answers its versions, or {"absent": why it can't run here}."""
+        """Import the library. Answers its versions, what is resident now, and whether its cache of compiled code on the
+        disk, if it has one, is "empty" or "filled"; or {"absent": why it can't run here}."""
         try:
             if self.backend:
                 import rnn  # before the tree is on the path: the installed one, with its kernels
@@ -53,7 +52,9 @@ class Worker:
                 rnn.backend.use(name, schedule=schedule or None)
         except ImportError as error:
             return {"absent": str(error)}
-        return {"versions": self.library.versions(), "resident": resident("VmRSS")}
+        fresh = getattr(self.library, "fresh", None)
+        cache = "" if fresh is None else "empty" if fresh else "filled"
+        return {"versions": self.library.versions(), "resident": resident("VmRSS"), "cache": cache}
 
     def create(self, arrays: Any, cell: str, objective: list[Any]) -> dict[str, Any]:
         """A network from its weights; with "x" and "target" also the batch that the requests below work on.
@@ -118,7 +119,6 @@ class Worker:
         """Train until all epochs are done or `turn` seconds are over. An epoch is its batches, (number of the pair, its
         lanes), with a rate each. Answers loss, the mean over all numbers, and seconds of each epoch; cutting batches
         out of the data counts as training."""
-        time.sleep(AWAKE)
         losses: list[float] = []
         seconds: list[float] = []
         while len(losses) < len(epochs) and sum(seconds) < turn:

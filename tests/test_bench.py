@@ -229,6 +229,45 @@ def test_a_worker_that_dies_is_named(session: runner.Session) -> None:
             worker.create(cases.step_of(SMALL))
 
 
+@pytest.mark.parametrize(
+    ("caches", "expected"),
+    [
+        (["empty", "filled", "filled"], {"empty": 9.0, "filled": 2.0}),
+        (["filled", "filled", "filled", "empty"], {"filled": 2.0, "empty": 6.0}),
+    ],
+    ids=["a new environment", "one that was used"],
+)
+def test_a_first_step_is_measured_with_an_empty_cache_and_a_filled_one(
+    session: runner.Session, monkeypatch: pytest.MonkeyPatch, caches: list[str], expected: dict[str, float]
+) -> None:
+    seconds = iter([9.0, 3.0, 2.0, 6.0])
+    left, folders = list(caches), []
+
+    class Fake:
+        def __init__(self, **environment: str) -> None:
+            self.cache = left.pop(0)
+            folders.append(environment.get("THEANO_FLAGS", ""))
+
+        def __enter__(self) -> Fake:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def create(self, step: cases.Step) -> None: ...
+
+        def ask(self, do: str, rate: float) -> dict[str, float]:
+            return {"since_start": next(seconds)}
+
+    monkeypatch.setattr(session, "rivals", ("theano",))
+    monkeypatch.setattr(session, "quick", False)
+    monkeypatch.setattr(session, "first_steps", [])
+    monkeypatch.setattr(session, "worker", lambda name, processors, **environment: Fake(**environment))
+    measures.first_step(session)
+    assert {record.cache: record.seconds for record in session.first_steps} == expected
+    assert not left
+    assert [bool(folder) for folder in folders] == [False] * 3 + [True] * (len(caches) - 3)
+
+
 @pytest.mark.parametrize("can_load", [True, False])
 def test_a_network_is_started_anew_where_it_can_be_and_differs_in_sizes_alone(can_load: bool) -> None:
     calls: list[str] = []
