@@ -21,9 +21,9 @@ wide 1.2, LSTM 128 wide 1.0, 24 and 32 wide 0.83, RNN 40 wide 0.65.
 
 With 2 rows, a tile of 2 against single rows, which read all weights twice, forward and with BPTT: LSTM 40 to 512 wide
 1.5 to 1.8 and 1.2 to 1.4, GRU 1.3 to 1.8 and 1.1 to 1.5, RNN 80 to 1024 wide 1.2 to 1.8 and 1.15 to 1.5. With 3 rows,
-as two tiles, LSTM 40, 48 and 80 wide, where single rows pad a vector, 1.4, 32 wide 0.9. Two vectors of units in those
-of 2 and 4 rows against four, which take twice as long to compile: to 96 wide 1.0 to 1.4, wider 0.93 to 1.05, BPTT of an
-LSTM 1024 wide 0.9. (AVX2, with four vectors, 2 rows against single ones: 8 to 32 wide 1.1 to 1.2, to 512 1.2 to 1.8.)
+as two tiles, LSTM 32 wide 0.9, 40 wide 0.8, 80 wide 1.04. Two vectors of units in those of 2 and 4 rows against four,
+which take twice as long to compile: to 96 wide 1.0 to 1.4, wider 0.93 to 1.05, BPTT of an LSTM 1024 wide 0.9. (AVX2,
+with four vectors, 2 rows against single ones: 8 to 32 wide 1.1 to 1.2, to 512 1.2 to 1.8.)
 
 With fewer rows of padding (Zen 5, 285 GFLOP/s at peak), against the tiles of 8 rows and, LSTM, 6 and 8 alone:
 
@@ -60,6 +60,10 @@ ways' indices for different ones, and stored each sum in each iteration: so for 
     vectors x rows    H=32 N=1   H=64 N=1   H=1024 N=1
     2 x 1             29         53         40
     4 x 1             21         65         37
+
+Where 2 x 1 pads less it is faster at any width: RNN 80 to 460 wide forward 1.09 to 1.2, BPTT 1.03 to 1.12. So is 1 x 1
+against 2 x 1, LSTM and GRU forward: 8 wide 1.4 and 1.2, 40 wide 1.5 and 1.2, 80 to 227 wide 1.05 to 1.2. Their BPTT in
+2 x 1 against 4 x 1: 8 wide 1.3 and 1.25, 32 wide 1.65, 80 wide 1.12 (1 x 1, one sum in flight: 100 to 227 wide 0.8).
 
 AVX2 has as high a peak there (118 with vectors of 8), and half the registers. Layers of I = H, one thread, GFLOP/s:
 
@@ -119,16 +123,16 @@ class Machine(NamedTuple):
 
     wide: Tile
     single: Tile | None = None  # fewer than FEW rows
-    single_narrow: Tile | None = None  # fewer than FEW rows, and no more hidden units than lanes in two vectors
+    single_narrow: Tile | None = None  # fewer than FEW rows, where it pads less than `single`
     others: tuple[Tile, ...] = ()  # where one pads fewer rows than `wide`; the first of those that pad the fewest
     narrow: Tile | None = None  # no more hidden units than lanes in a vector
-    pair: Tile | None = None  # 2 rows, and 3 where single ones pad more units
+    pair: Tile | None = None  # 2 rows
     few: Tile | None = None  # 4 rows, and 3 whose steps are worth sharing: see SPLIT_UNITS
     shared: Tile | None = None  # for weights that no cache holds: see SHARED_WEIGHTS
     half: Tile | None = None  # where it pads a quarter less than all others for many rows
     thin: Tile | None = None  # where it pads less than `wide` and all `others`
     broad: Tile | None = None  # of a recurrence, where it pads no more than `wide`
-    turning: Tile | None = None  # fewer than FEW rows, and steps that are not worth sharing
+    turning: Tile | None = None  # fewer than FEW rows, and steps that are not worth sharing: before `single`
 
 
 FEW = 4  # three single rows cost about what one padded tile of 8 does
@@ -141,6 +145,7 @@ MACHINES = {
         0: Machine(
             Tile(2, 8),
             Tile(4, 1, 6),
+            Tile(2, 1, 8),
             few=Tile(2, 4),
             pair=Tile(2, 2),
             shared=Tile(1, 8),
@@ -164,6 +169,7 @@ MACHINES = {
         3: Machine(
             Tile(1, 8),
             Tile(2, 1, 4),
+            Tile(1, 1, 4),
             others=(Tile(1, 6), Tile(1, 5)),
             few=Tile(1, 4),
             pair=Tile(1, 2),
@@ -173,6 +179,7 @@ MACHINES = {
         4: Machine(
             Tile(1, 6),
             Tile(2, 1, 3),
+            Tile(1, 1, 3),
             others=(Tile(1, 8, sums=2), Tile(1, 10, sums=2)),
             few=Tile(1, 4),
             pair=Tile(1, 2),
@@ -227,7 +234,7 @@ class Lean(IntEnum):
 
     ALL = 0  # of the table
     LONG = 1  # without those that cells whose steps are long can do without
-    SMALL = 2  # and without those for many weights
+    SMALL = 2  # and without those for many weights, and most of those that only pad less
     FEWEST = 3  # one for many rows, and one for single ones
 
 
@@ -248,7 +255,9 @@ def machine(instruction_set: str, sums: int, lean: Lean) -> Machine:
     found = row[0 if several else min((most for most in row if most >= sums), default=max(row))]
     if lean == Lean.FEWEST:
         return Machine(found.wide._replace(vectors=1), found.single)
-    return found._replace(shared=None, broad=None, half=None) if lean == Lean.SMALL else found
+    if lean == Lean.SMALL:
+        return Machine(found.wide, found.single, few=found.few, pair=found.pair, thin=found.thin)
+    return found
 
 
 def tile_of_float64(instruction_set: str, sums: int, lean: Lean) -> Tile:
@@ -289,15 +298,14 @@ def offers(
         return found
 
     if tiles.pair is not None and weights is not None:
-        three = (rows == 3) & (weights < SPLIT_UNITS) & (8 * area(tiles.pair) <= 9 * area(tiles.single or tiles.wide))
-        yield "pair", tiles.pair, (rows == 2) | three
+        yield "pair", tiles.pair, rows == 2
     if tiles.few is not None and weights is not None:
         enough = (rows == tiles.few.rows) | (rows == tiles.few.rows - 1) & (weights >= SPLIT_UNITS)
         yield "few", tiles.few, enough & (area(tiles.few) < area(tiles.wide))
+    if tiles.single_narrow is not None:
+        yield "single_narrow", tiles.single_narrow, (rows < FEW) & at_most(19, 20, tiles.single_narrow, tiles.single)
     if tiles.turning is not None and weights is not None:
         yield "turning", tiles.turning, (rows < FEW) & (width > 2 * lanes) & (weights < SPLIT_UNITS)
-    if tiles.single_narrow is not None:
-        yield "single_narrow", tiles.single_narrow, (rows < FEW) & (width <= 2 * lanes)
     if tiles.single is not None:
         yield "single", tiles.single, rows < FEW
     if tiles.shared is not None and weights is not None:

@@ -344,7 +344,7 @@ class Recurrence:
                 given.split(chunk, several, chunk, most, guard).parallel(several)
             if fill is not None:
                 fill.split(units, task, units, size, guard).parallel(task)
-            if self.e.lean != Lean.FEWEST and layout.name in ("single", "wide"):
+            if self.e.lean != Lean.FEWEST and layout.name in ("single", "single_narrow", "wide"):
                 update.specialize(split_units).parallel(rblock)
             else:
                 update.split(rblock, rtask, rblock, size, guard).parallel(rtask)
@@ -402,5 +402,5 @@ def sequence(
         update.never_partition([row, i, batch, group, vo])
         if plan.parallel:
             update.parallel(group)
-        shared = plan.split_units and e.weights is not None and "narrow" not in layout.name and layout.name != "block"
+        shared = plan.split_units and e.weights is not None and layout.name not in ("narrow", "half", "block")
         recurrence.schedule(out, group, shares_units(count, threads, e.fed_back) if shared else None)

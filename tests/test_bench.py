@@ -304,7 +304,6 @@ def test_a_turn_is_whole_epochs_whose_loss_is_the_mean_over_all_numbers(monkeypa
         def train(self, batch: Any, rate: float) -> float:
             return rate
 
-    monkeypatch.setattr(worker, "AWAKE", 0.0)
     far_end = worker.Worker("", [0], "", "")
     far_end.network = Network()
     lanes = {name: np.arange(3.0).reshape(1, 3, 1) + 10 * (name == "target0") for name in ("x0", "target0")}

@@ -209,9 +209,11 @@ TILES = [
     ("rows_10", "rnn_tanh", 363, 10), ("rows_6", "rnn_tanh", 363, 6), ("rows_8", "lstm", 187, 7),
     ("rows_10", "lstm", 187, 20), ("broad", "lstm", 187, 12), ("broad", "gru", 245, 18),
     ("turning", "rnn_tanh", 173, 3), ("single", "rnn_tanh", 183, 1), ("single", "lstm", 91, 1), ("few", "lstm", 23, 4),
-    ("few", "rnn_tanh", 49, 4), ("few", "rnn_tanh", 183, 3), ("pair", "lstm", 187, 2), ("pair", "lstm", 40, 3),
+    ("few", "rnn_tanh", 49, 4), ("few", "rnn_tanh", 183, 3), ("pair", "lstm", 187, 2),
     ("pair", "gru", 211, 2), ("pair", "gru", 9, 2), ("pair", "rnn_tanh", 183, 2), ("pair", "rnn_tanh", 19, 2),
-    ("single", "lstm", 64, 3), ("pair", "rnn_tanh", 65, 3),
+    ("single", "lstm", 64, 3), ("single_narrow", "lstm", 40, 3), ("single_narrow", "rnn_tanh", 65, 3),
+    ("single_narrow", "lstm", 107, 1), ("single_narrow", "gru", 107, 1), ("single_narrow", "rnn_tanh", 203, 1),
+    ("half", "lstm", 21, 16), ("half", "gru", 7, 5),
     ("thin", "rnn_tanh", 100, 20), ("thin", "lstm", 40, 7), ("thin", "gru", 9, 7),
 ]  # fmt: skip
 """(tile, cell, units, rows) that take it on AVX-512 (halide_gen/machine.py): just enough weights for two to four blocks

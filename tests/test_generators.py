@@ -133,10 +133,10 @@ LAYOUTS = {
     ("rnn_tanh", "bptt"): (
         "wide", "few", "pair", "thin", "rows_10", "rows_6", "single", "turning", "narrow", "single_narrow",
     ),
-    ("lstm", "forward"): ("wide", "half", "rows_8", "rows_10", "single", "few", "pair"),
-    ("lstm", "bptt"): ("wide", "few", "pair", "half", "thin", "broad", "single"),
-    ("gru", "forward"): ("wide", "half", "rows_6", "rows_5", "single", "few", "pair"),
-    ("gru", "bptt"): ("wide", "few", "pair", "half", "thin", "broad", "single"),
+    ("lstm", "forward"): ("wide", "half", "rows_8", "rows_10", "single", "single_narrow", "few", "pair"),
+    ("lstm", "bptt"): ("wide", "few", "pair", "half", "thin", "broad", "single", "single_narrow"),
+    ("gru", "forward"): ("wide", "half", "rows_6", "rows_5", "single", "single_narrow", "few", "pair"),
+    ("gru", "bptt"): ("wide", "few", "pair", "half", "thin", "broad", "single", "single_narrow"),
     ("gru_reset_before", "forward"): ("wide", "single"),
     ("gru_reset_before", "bptt"): ("wide", "single"),
 }  # fmt: skip
