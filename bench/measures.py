@@ -20,7 +20,7 @@ from rnn._backends.halide_jit import AUTOMATIC
 from rnn.baselines.network import Objective
 from rnn.tasks import CosineAdam
 
-from .cases import LEARNED, WIDTHS, Array, Case, step_of, step_of_case, task_of
+from .cases import LEARNED, WIDTHS, Array, Case, Step, step_of, step_of_case, task_of
 from .implementations import OURS, REFERENCE, REMAT
 from .results import Curve, FirstStep, Memory
 from .runner import RATE, Absent, Session, Worker
@@ -150,14 +150,15 @@ def first_step(session: Session) -> None:
     """From a new process to its first finished training step, three times; with compiled code on the disk, and without:
     an empty cache is filled in more than a minute, so once, and not at all with --quick. It goes before all that would
     fill the cache of a new environment."""
+    step = step_of(FIRST)
     for name in session.rivals:
         seconds: dict[str, list[float]] = {}
         try:
             for _ in range(3):
-                take_first_step(session, name, seconds)
+                take_first_step(session, name, step, seconds)
             if name in FLAGS and "empty" not in seconds and not session.quick:
                 with tempfile.TemporaryDirectory() as folder:
-                    take_first_step(session, name, seconds, **{FLAGS[name]: f"base_compiledir={folder}"})
+                    take_first_step(session, name, step, seconds, **{FLAGS[name]: f"base_compiledir={folder}"})
         except Absent as reason:
             session.absent[name] = str(reason)
         for cache in sorted(seconds):
@@ -165,10 +166,12 @@ def first_step(session: Session) -> None:
             session.say(f"first-step: {name}{', cache ' * bool(cache)}{cache}: {min(seconds[cache]):.2f} s")
 
 
-def take_first_step(session: Session, name: str, seconds: dict[str, list[float]], **environment: str) -> None:
+def take_first_step(
+    session: Session, name: str, step: Step, seconds: dict[str, list[float]], **environment: str
+) -> None:
     """Adds what a new process takes to those of its kind of cache. Raises Absent."""
     with session.worker(name, session.processors, **environment) as worker:
-        worker.create(step_of(FIRST))
+        worker.create(step)
         taken = float(worker.ask("train", rate=RATE)["since_start"])
         seconds.setdefault(worker.cache, []).append(taken)
 
