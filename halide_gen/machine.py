@@ -275,8 +275,8 @@ def blocks(extent: Any, size: Any) -> Any:
 # read. One thread, training: LSTM H=1024 N=32 (16 MiB) 1.2 to 1.4 times as fast, GRU H=1024 N=32 (12 MiB) 1.16, RNN
 # H=2048 N=32 (16 MiB) 1.08; RNN H=1024 N=64 (4 MiB, which L3 holds) 0.98. Zen 5: LSTM H=1536 N=16 (two blocks) 1.27.
 # Sapphire Rapids (L2 of 2 MiB, which a core reads at 190 GB/s; L3 at 30): 4 MiB, RNN H=1024 N=64 1.16, LSTM H=512 N=48
-# 1.18, forward 1.26 and 1.49; 3 MiB, GRU H=512 N=48 1.12, forward 1.25; 2.5 MiB, RNN H=800 N=32 and LSTM H=400 N=32 1.15
-# and 1.06, forward 1.25 and 1.18.
+# 1.18, forward 1.26 and 1.49; 3 MiB, GRU H=512 N=48 1.12, forward 1.25; 2.5 MiB, RNN H=800 N=32 1.15, LSTM H=400 N=32
+# 1.06, forward 1.25 and 1.18.
 SHARED_WEIGHTS = 1 << 19
 TOGETHER = 4
 
