@@ -53,6 +53,10 @@ much as of an RNN, so a block of weights that several blocks of rows share has t
     2 x 8                                                       85
     4 x 6                                                       91
 
+Half as many broadcasts a multiply-add count more where L2 has room for both (Sapphire Rapids, 2 MiB, 180 at most for any
+tile): 2 x 8 shared against 1 x 8 shared, LSTM H=512 N=48 96 -> 114, N=16 93 -> 102, H=1024 N=32 102 -> 110; GRU H=512
+N=48 87 -> 103, H=1536 N=32 89 -> 107.
+
 A single row of an RNN that goes through its weights from either end in turns finds some of them still in L1 or L2 (Zen
 4, forward and BPTT): 128 wide, 64 KiB, 1.12 and 1.18 times as fast, 512 wide, 1 MiB, 1.06 and 1.09; 1024 wide, 4 MiB,
 and LSTM and GRU 128 wide, 256 and 192 KiB, were no faster. (Where threads share the units of a step, LLVM took the two
@@ -130,6 +134,7 @@ class Machine(NamedTuple):
     pair: Tile | None = None  # 2 rows
     few: Tile | None = None  # 4 rows, and 3 whose steps are worth sharing: see SPLIT_UNITS
     shared: Tile | None = None  # for weights that no cache holds: see SHARED_WEIGHTS
+    shared_short: Tile | None = None  # the same, where sums are of few products: see SHORT_SUM
     half: Tile | None = None  # where it pads a quarter less than all others for many rows
     thin: Tile | None = None  # where it pads less than `wide` and all `others`
     broad: Tile | None = None  # of a recurrence, where it pads no more than `wide`
@@ -149,6 +154,7 @@ MACHINES = {
             Tile(2, 1, 8),
             few=Tile(2, 4),
             pair=Tile(2, 2),
+            shared_short=Tile(2, 8),
             shared=Tile(1, 8),
             half=Tile(1, 8, half=True),
             thin=Tile(1, 8),
@@ -280,6 +286,13 @@ def blocks(extent: Any, size: Any) -> Any:
 SHARED_WEIGHTS = 1 << 19
 TOGETHER = 4
 
+# Products in a sum of a recurrence up to which it is a short one: a block of their weights, two vectors wide, takes
+# 256 KiB of the L2 cache then. See the measurements of BPTT above.
+SHORT_SUM = 1 << 11
+
+GROUPED = "shared_short", "shared"
+"""The tiles whose blocks of rows go through each block of weights together."""
+
 
 def offers(
     tiles: Machine, width: Any, rows: Any, lanes: int, weights: Any | None = None
@@ -312,13 +325,17 @@ def offers(
         yield "turning", tiles.turning, (rows < FEW) & (width > 2 * lanes) & (weights < SPLIT_UNITS)
     if tiles.single is not None:
         yield "single", tiles.single, rows < FEW
-    if tiles.shared is not None and weights is not None:
-        count = blocks(rows, tiles.shared.rows)
-        groups = blocks(count, TOGETHER)
-        together = blocks(count, groups)
-        in_groups = together * groups * tiles.shared.rows
-        condition = (weights >= SHARED_WEIGHTS) & (together > 1) & (8 * in_groups <= 9 * padded(tiles.wide))
-        yield "shared", tiles.shared._replace(together=together), condition
+    for name in GROUPED:
+        tile = getattr(tiles, name)
+        if tile is not None and weights is not None:
+            count = blocks(rows, tile.rows)
+            groups = blocks(count, TOGETHER)
+            together = blocks(count, groups)
+            in_groups = together * groups * tile.rows
+            condition = (weights >= SHARED_WEIGHTS) & (together > 1) & (8 * in_groups <= 9 * padded(tiles.wide))
+            if name == "shared_short":
+                condition = condition & (weights <= SHORT_SUM * width)
+            yield name, tile._replace(together=together), condition
     if tiles.half is not None:
         yield "half", tiles.half, at_most(3, 4, tiles.half, tiles.wide, *tiles.others, tiles.thin)
     if tiles.narrow is not None:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import halide as hl
 from blocks import Layout, blocks, inside, layouts, mostly_inside, only_if
-from machine import Lean, shares_units
+from machine import GROUPED, Lean, shares_units
 from matmul import BlockedProjection, Packed, Projection
 from schedules import Schedule
 
@@ -328,7 +328,7 @@ class Recurrence:
         update.reorder(rlane, rvector, rrow, rk, rblock, *loops, group)
         if not self.late:  # where a round has but its last iteration, Halide takes the demand for an error
             update.always_partition([rk])
-        if layout.name == "shared":  # a step of a group takes a millisecond
+        if layout.name in GROUPED:  # a step of a group takes a millisecond
             if given is not None:
                 given.parallel(chunk)
             if fill is not None:

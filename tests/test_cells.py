@@ -204,6 +204,7 @@ def test_any_number_of_threads_gives_the_same_bits(cell: str, name: str, option:
 
 TILES = [
     ("shared", "rnn_tanh", 725, 31), ("shared", "lstm", 363, 16), ("shared", "lstm", 363, 23),
+    ("shared_short", "lstm", 363, 16), ("shared_short", "gru", 419, 47), ("shared", "lstm", 513, 16),
     ("shared", "gru", 419, 47), ("wide", "gru", 419, 39), ("few", "lstm", 187, 4), ("few", "lstm", 187, 3),
     ("few", "gru", 211, 4), ("single", "gru", 211, 1), ("rows_5", "gru", 211, 5), ("rows_6", "gru", 211, 12),
     ("rows_10", "rnn_tanh", 363, 10), ("rows_6", "rnn_tanh", 363, 6), ("rows_8", "lstm", 187, 7),
