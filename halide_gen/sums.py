@@ -13,7 +13,7 @@ from schedules import Schedule
 
 PIECE_ROWS = 2048  # rows of an outer-product sum whose 2048 x 32 panel, 256 KiB, stays in L2
 PIECE_BYTES = 1 << 26  # partial sums of all pieces together
-SHORT = 32, 512  # rows of an outer-product sum up to which it is a short one; the second where both sides are FAR
+SHORT = 32, 256  # rows of an outer-product sum up to which it is a short one; the second where both sides are FAR
 NEAR = 1 << 18  # floats in a piece up to which full blocks are read where they are: 1 MiB, as much as L2 holds
 
 
@@ -123,7 +123,8 @@ def short_sum(out: hl.Func, name: str, o: OuterProducts, schedule: Schedule) -> 
     """outer_sum for few rows: tiles go from registers to their place, along the rows of `out`, not through partial
     sums and a transposition. Answers under which condition it does all. 1024 x 1024 and 2 rows, 1.4 -> 0.7 ms; 1536 x
     512 and 32 rows, 0.90 -> 0.46; 128 x 128 and 32 rows 1.2 times as fast; from 256 x 256 on, 128 rows 1.15 to 1.35,
-    256 rows 1.1 to 1.2, 400 and 512 rows 1.0 to 1.14, 800 rows 0.96 to 1.05; 400 x 100 and 128 rows 0.94."""
+    256 rows 1.1 to 1.2, 400 and 512 rows 1.0 to 1.14, 800 rows 0.96 to 1.05; 400 x 100 and 128 rows 0.94. (Sapphire
+    Rapids, with what else is summed up: 128 rows 1.1, 256 rows 0.9 to 1.0, 400 rows 0.8.)"""
     tiles = schedule.tiles(1, Lean.ALL)
     if isinstance(tiles, Tile):
         return hl.cast(hl.UInt(1), 0)

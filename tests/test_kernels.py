@@ -141,8 +141,8 @@ SUMS = {
     "one row": (1, 1, 33, 9),
     "few rows, a narrow input": (4, 8, 16, 40),
     "one row more": (3, 11, 70, 40),
-    "few rows for many units": (8, 64, 257, 300),
-    "too many rows": (19, 27, 257, 300),
+    "few rows for many units": (8, 32, 257, 300),
+    "too many rows": (1, 257, 257, 300),
     "several pieces": (70, 40, 256, 256),
     "full blocks": (10, 10, 64, 64),
 }
