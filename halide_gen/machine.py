@@ -53,9 +53,9 @@ much as of an RNN, so a block of weights that several blocks of rows share has t
     2 x 8                                                       85
     4 x 6                                                       91
 
-Half as many broadcasts a multiply-add count more where L2 has room for both (Sapphire Rapids, 2 MiB, 180 at most for any
-tile): 2 x 8 shared against 1 x 8 shared, LSTM H=512 N=48 96 -> 114, N=16 93 -> 102, H=1024 N=32 102 -> 110; GRU H=512
-N=48 87 -> 103, H=1536 N=32 89 -> 107.
+Half as many broadcasts a multiply-add count more where L2 has room for both (Sapphire Rapids, 2 MiB, 200 at most for
+any tile): 1 x 8 shared against 2 x 8 shared, LSTM H=512 N=48 96 and 114, N=16 93 and 102, H=1024 N=32 102 and 110; GRU
+H=512 N=48 87 and 103, H=1536 N=32 89 and 107.
 
 A single row of an RNN that goes through its weights from either end in turns finds some of them still in L1 or L2 (Zen
 4, forward and BPTT): 128 wide, 64 KiB, 1.12 and 1.18 times as fast, 512 wide, 1 MiB, 1.06 and 1.09; 1024 wide, 4 MiB,
