@@ -64,7 +64,7 @@ def layouts(
         return [(Layout("block", lanes, tiles), hl.cast(hl.UInt(1), 1))]
     assert isinstance(tiles, Machine)
     if not others:
-        tiles = tiles._replace(others=(), half=None)
+        tiles = tiles._replace(others=(), half=None, product=None)
     rest, found = hl.cast(hl.UInt(1), 1), []
     for name, tile, condition in offers(tiles, width, rows, lanes, weights):
         found.append((Layout(name, tile.lanes(lanes), tile), rest & condition))

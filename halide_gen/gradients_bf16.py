@@ -51,7 +51,7 @@ class GradientsBF16:
         )
         tile = PairTile("dx", [product], 1, I, R, layout)
         g.d_x[i, n] = tile[i, 0, n, 0]
-        total = row_sum("sums_of", lambda a, _, r: widened(g.deltas[a, r]), D, hl.Expr(1), R, plan)
+        total = row_sum("sums_of", lambda a, r: widened(g.deltas[a, r]), D, R, plan)
         g.sums[a] = total[a]
 
         # ---- schedule

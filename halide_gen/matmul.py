@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import halide as hl
@@ -15,7 +15,7 @@ from blocks import Layout, blocks, inside, layouts, mostly_inside, only_if
 from machine import at_a_time
 from schedules import Schedule
 
-STEP_BLOCKS = 8  # blocks of steps that share a panel of weights, and that a thread takes at a time
+CHUNK = 384  # rows that share a panel of weights, and that a thread takes at a time
 MANY = 16  # tasks that are enough for all threads
 ROWS = 64  # that are packed at a time, block beside block
 SIDE = 4  # of the squares in which a panel is transposed
@@ -235,21 +235,20 @@ class BlockedProjection:
         self.func.update().reorder(lane, gate, row, step, self.k, part, block, group)
 
 
-def project(
-    out: hl.Func, name: str, p: Projection, width: hl.Expr, rows: hl.Expr, steps: hl.Expr, schedule: Schedule
-) -> None:
-    """out[unit, row, step] = the projection p, for every step of a sequence."""
+def project(out: hl.Func, name: str, p: Projection, width: hl.Expr, rows: hl.Expr, schedule: Schedule) -> None:
+    """out[unit, row] = the projection p of one step, for the rows of all steps of a sequence."""
     dtype = p.factor(hl.Expr(0), hl.Expr(0), hl.Expr(0)).type()
-    j, n, t = (hl.Var(v) for v in ("j", "n", "t"))
+    j, n = hl.Var("j"), hl.Var("n")
 
     # ---- algorithm
-    out[j, n, t] = hl.undef(dtype)
+    out[j, n] = hl.undef(dtype)
     made = []
     for layout, condition in layouts(schedule, width, rows):
-        blocked = BlockedProjection(f"{name}_{layout.name}", p, width, rows, steps, layout)
+        layout = replace(layout, tile=layout.tile._replace(steps=1))
+        blocked = BlockedProjection(f"{name}_{layout.name}", p, width, rows, hl.Expr(1), layout)
         once = only_if(condition, f"{name}_if_{layout.name}")
         units, size = layout.units, layout.tile.rows
-        out[j, n, t] = blocked[j % units, 0, n % size, j // units, n // size, t + once]
+        out[j, n] = blocked[j % units, 0, n % size, j // units, n // size, once]
         made.append((blocked, once))
 
     # ---- schedule
@@ -257,18 +256,15 @@ def project(
         return
     for i, (blocked, once) in enumerate(made):
         layout = blocked.layout
-        jo, ji, no, ni, to, ti, chunk = (
-            hl.Var(f"{v}_{layout.name}") for v in ("jo", "ji", "no", "ni", "to", "ti", "chunk")
-        )
+        jo, ji, no, ni, chunk = (hl.Var(f"{v}_{layout.name}") for v in ("jo", "ji", "no", "ni", "chunk"))
         guard = hl.TailStrategy.GuardWithIf
         update = out.update(i)
         update.split(j, jo, ji, layout.units, hl.TailStrategy.PredicateStores).split(n, no, ni, layout.tile.rows, guard)
-        update.split(t, to, ti, layout.tile.steps, guard).split(to, chunk, to, STEP_BLOCKS, guard)
-        update.reorder(ji, ni, ti, no, to, jo, chunk, once).vectorize(ji).unroll(ni)
-        update.never_partition([ti, no, to, jo, chunk])
+        update.split(no, chunk, no, max(CHUNK // layout.tile.rows, 1), guard)
+        update.reorder(ji, ni, no, jo, chunk, once).vectorize(ji).unroll(ni).never_partition([no, jo, chunk])
         if schedule.parallel:
-            # Of few chunks of steps the last, a short one, would leave threads idle: blocks of units are tasks too.
-            several, many = hl.Var(f"several_{layout.name}"), steps >= MANY * STEP_BLOCKS * layout.tile.steps
+            # Of few chunks of rows the last, a short one, would leave threads idle: blocks of units are tasks too.
+            several, many = hl.Var(f"several_{layout.name}"), rows >= MANY * CHUNK
             update.split(jo, several, jo, hl.select(many, hl.max(blocks(width, layout.units), 1), 1), guard)
             update.parallel(several).parallel(chunk)
         blocked.schedule(out, no)

@@ -1,14 +1,15 @@
-"""Sums over all rows and steps of a sequence: of numbers, and of outer products, which gradients of weights are."""
+"""Sums over all rows of all steps of a sequence: of numbers, and of outer products, which gradients of weights are."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import halide as hl
 from blocks import Layout, blocks, inside, layouts, only_if
 from machine import FAR, Lean, Tile
-from matmul import MANY, STEP_BLOCKS, Turned, Value
+from matmul import CHUNK, MANY, Turned
 from schedules import Schedule
 
 PIECE_ROWS = 2048  # rows of an outer-product sum whose 2048 x 32 panel, 256 KiB, stays in L2
@@ -17,27 +18,30 @@ SHORT = 32, 256  # rows of an outer-product sum up to which it is a short one; t
 NEAR = 1 << 18  # floats in a piece up to which full blocks are read where they are: 1 MiB, as much as L2 holds
 
 
-def cut(rows: hl.Expr, steps: hl.Expr, sums: hl.Expr) -> tuple[hl.Expr, hl.Expr]:
-    """(steps in a piece, pieces) for sums over rows and steps. From the sizes alone, never from the number of threads:
-    each piece is summed in order, then the pieces in order, which gives the same bits for any number."""
+Value = Callable[[hl.Expr, hl.Expr], hl.Expr]  # (unit, row)
+
+
+def cut(rows: hl.Expr, sums: hl.Expr) -> tuple[hl.Expr, hl.Expr]:
+    """(rows in a piece, pieces) for sums over rows. From the sizes alone, never from the number of threads: each piece
+    is summed in order, then the pieces in order, which gives the same bits for any number."""
     most = hl.max(PIECE_BYTES // 4 // hl.max(sums, 1), 1)
-    length = blocks(steps, hl.max(hl.min(blocks(rows * steps, PIECE_ROWS), most), 1))
-    return length, blocks(steps, length)
+    length = blocks(rows, hl.max(hl.min(blocks(rows, PIECE_ROWS), most), 1))
+    return length, blocks(rows, length)
 
 
-def row_sum(name: str, value: Value, width: hl.Expr, rows: hl.Expr, steps: hl.Expr, schedule: Schedule) -> hl.Func:
-    """The Func [a] of the sums over all rows and steps of value(a, row, step)."""
+def row_sum(name: str, value: Value, width: hl.Expr, rows: hl.Expr, schedule: Schedule) -> hl.Func:
+    """The Func [a] of the sums over all rows of value(a, row)."""
     a, piece = hl.Var("a"), hl.Var("piece")
 
     # ---- algorithm
-    length, pieces = cut(rows, steps, width)
+    length, pieces = cut(rows, width)
     partial, total = hl.Func(f"{name}_partial"), hl.Func(name)
-    r = hl.RDom([(0, rows), (0, length)], f"{name}_r")
-    r.where(piece * length + r.y < steps)
+    r = hl.RDom([(0, length)], f"{name}_r")
+    r.where(piece * length + r.x < rows)
     p = hl.RDom([(0, pieces)], f"{name}_p")
-    zero = hl.cast(value(a, hl.Expr(0), hl.Expr(0)).type(), 0)
+    zero = hl.cast(value(a, hl.Expr(0)).type(), 0)
     partial[a, piece] = zero
-    partial[a, piece] += value(a, r.x, inside(piece * length + r.y, steps))
+    partial[a, piece] += value(a, inside(piece * length + r.x, rows))
     total[a] = zero
     total[a] += partial[a, p.x]
 
@@ -47,7 +51,7 @@ def row_sum(name: str, value: Value, width: hl.Expr, rows: hl.Expr, steps: hl.Ex
     guard = hl.TailStrategy.GuardWithIf
     total.compute_root().update().reorder(a, p.x).vectorize(a, schedule.lanes, guard)
     partial.compute_root().vectorize(a, schedule.lanes, guard)
-    partial.update().reorder(a, r.x, r.y, piece).vectorize(a, schedule.lanes, guard)
+    partial.update().reorder(a, r.x, piece).vectorize(a, schedule.lanes, guard)
     if schedule.parallel:
         partial.update().parallel(piece)
     return total
@@ -55,18 +59,17 @@ def row_sum(name: str, value: Value, width: hl.Expr, rows: hl.Expr, steps: hl.Ex
 
 @dataclass(frozen=True)
 class OuterProducts:
-    """across(a, row, step) * down(d, row, step), a < width and d < height, to be summed up over all rows and steps."""
+    """across(a, row) * down(d, row), a < width and d < height, to be summed up over all rows."""
 
     across: Value  # in the lanes of the vectors
     down: Value
     width: hl.Expr
     height: hl.Expr
     rows: hl.Expr
-    steps: hl.Expr
 
     @property
     def type(self) -> hl.Type:
-        return self.across(hl.Expr(0), hl.Expr(0), hl.Expr(0)).type()
+        return self.across(hl.Expr(0), hl.Expr(0)).type()
 
     @property
     def far(self) -> hl.Expr:
@@ -75,15 +78,15 @@ class OuterProducts:
 
     def transposed(self) -> OuterProducts:
         """The same with the two sides exchanged."""
-        return OuterProducts(self.down, self.across, self.height, self.width, self.rows, self.steps)
+        return OuterProducts(self.down, self.across, self.height, self.width, self.rows)
 
     def panel(self, name: str, units: int) -> tuple[hl.Func, hl.RDom]:
-        """The Func [lane, row, step, block] of what lies in the lanes, and the domain of its copying. Lanes past the
-        width make sums that nobody reads."""
-        lane, n, t, block = (hl.Var(v) for v in ("lane", "n", "t", "block"))
+        """The Func [lane, row, block] of what lies in the lanes, and the domain of its copying. Lanes past the width
+        make sums that nobody reads."""
+        lane, n, block = (hl.Var(v) for v in ("lane", "n", "block"))
         func, l = hl.Func(f"{name}_panel"), hl.RDom([(0, self.width)], f"{name}_l")
-        func[lane, n, t, block] = hl.undef(self.type)
-        func[l.x % units, n, t, l.x // units] = self.across(l.x, n, t)
+        func[lane, n, block] = hl.undef(self.type)
+        func[l.x % units, n, l.x // units] = self.across(l.x, n)
         return func, l
 
 
@@ -110,7 +113,7 @@ def packings(schedule: Schedule, o: OuterProducts, length: hl.Expr, short: hl.Ex
     for layout, condition in found:
         near = condition & some & ~far
         if layout.name in ("narrow", "wide"):
-            full = (o.width % layout.units == 0) & (o.rows * length * o.width <= NEAR)
+            full = (o.width % layout.units == 0) & (length * o.width <= NEAR)
             made.append(Packing(layout, near & full, False, False))
             near = near & ~full
         made.append(Packing(layout, near, True, False))
@@ -128,18 +131,18 @@ def short_sum(out: hl.Func, name: str, o: OuterProducts, schedule: Schedule) -> 
     tiles = schedule.tiles(1, Lean.ALL)
     if isinstance(tiles, Tile):
         return hl.cast(hl.UInt(1), 0)
-    condition = (o.rows * o.steps <= hl.select(o.far, SHORT[1], SHORT[0])) & (o.width > schedule.lanes)
+    condition = (o.rows <= hl.select(o.far, SHORT[1], SHORT[0])) & (o.width > schedule.lanes)
     a, d = out.args()
-    lane, row, block, batch, n, t = (hl.Var(v) for v in ("lane", "row", "block", "batch", "n", "t"))
+    lane, row, block, batch, n = (hl.Var(v) for v in ("lane", "row", "block", "batch", "n"))
 
     # ---- algorithm
     units, size = tiles.wide.vectors * schedule.lanes, tiles.wide.rows
     tile = hl.Func(f"{name}_tile")
     panel, l = o.panel(name, units)
-    r = hl.RDom([(0, o.rows), (0, o.steps)], f"{name}_r")
+    r = hl.RDom([(0, o.rows)], f"{name}_r")
     unit = inside(batch * size + row, o.height)
     tile[lane, row, block, batch] = hl.cast(o.type, 0)
-    tile[lane, row, block, batch] += panel[lane, r.x, r.y, block] * o.down(unit, r.x, r.y)
+    tile[lane, row, block, batch] += panel[lane, r.x, block] * o.down(unit, r.x)
     out[a, d] = tile[a % units, d % size, a // units, d // size + only_if(condition, f"{name}_if")]
 
     # ---- schedule
@@ -149,13 +152,13 @@ def short_sum(out: hl.Func, name: str, o: OuterProducts, schedule: Schedule) -> 
     update.split(d, do, d, size, guard).reorder(a, d, ao, do).unroll(d)
     panel.compute_root().bound_extent(lane, units)
     copying = panel.update().allow_race_conditions().split(l.x, lo, li, units, hl.TailStrategy.Predicate)  # each once
-    copying.vectorize(li).reorder(li, lo, n, t)
+    copying.vectorize(li).reorder(li, lo, n)
     tile.compute_at(out, ao)
     for variable, extent in ((lane, units), (row, size), (block, 1), (batch, 1)):  # all known: it lies in registers
         tile.bound_extent(variable, extent)
     for stage in (tile, tile.update()):
         stage.vectorize(lane, schedule.lanes).unroll(lane).unroll(row)
-    tile.update().reorder(lane, row, r.x, r.y, block, batch)
+    tile.update().reorder(lane, row, r.x, block, batch)
     if schedule.parallel:
         update.parallel(do)
     return condition
@@ -169,7 +172,7 @@ class PiecewiseSum:
         self.label, self.how, self.width, self.pieces = label, how, o.width, pieces
         a, d, piece = self.vars = tuple(hl.Var(v) for v in ("a", "d", "piece"))
         lane, row, block, batch = self.tile_vars = tuple(hl.Var(v) for v in ("lane", "row", "block", "batch"))
-        n, t = self.steps_vars = tuple(hl.Var(v) for v in ("n", "t"))
+        n = self.row_var = hl.Var("n")
         units, size = how.layout.units, how.layout.tile.rows
         self.packed, self.tile, self.partial, self.total = (
             hl.Func(f"{label}_{part}") for part in ("packed", "tile", "partial", "total")
@@ -179,17 +182,14 @@ class PiecewiseSum:
             self.panel, self.copied = o.panel(label, units)
         else:
             self.panel = hl.Func(f"{label}_panel")
-            self.panel[lane, n, t, block] = o.across(
-                hl.unsafe_promise_clamped(block * units + lane, 0, o.width - 1), n, t
-            )
-        self.r = hl.RDom([(0, o.rows), (0, length)], f"{label}_r")
-        self.r.where(piece * length + self.r.y < o.steps)
-        step = inside(piece * length + self.r.y, o.steps)
+            self.panel[lane, n, block] = o.across(hl.unsafe_promise_clamped(block * units + lane, 0, o.width - 1), n)
+        self.r = hl.RDom([(0, length)], f"{label}_r")
+        self.r.where(piece * length + self.r.x < o.rows)
+        # A clamp would be in the innermost loop: 8 of its 38 instructions.
+        summed = hl.unsafe_promise_clamped(piece * length + self.r.x, 0, o.rows - 1)
         self.tile[lane, row, block, batch, piece] = hl.cast(o.type, 0)
-        self.packed[row, n, t, batch] = o.down(inside(batch * size + row, o.height), n, t)
-        self.tile[lane, row, block, batch, piece] += (
-            self.panel[lane, self.r.x, step, block] * self.packed[row, self.r.x, step, batch]
-        )
+        self.packed[row, n, batch] = o.down(inside(batch * size + row, o.height), n)
+        self.tile[lane, row, block, batch, piece] += self.panel[lane, summed, block] * self.packed[row, summed, batch]
         self.partial[lane, d, block, piece] = self.tile[lane, d % size, block, d // size, piece]
         self.rest = hl.RDom([(1, pieces - 1)], f"{label}_p")
         self.total[a, d] = self.partial[a % units, d, a // units, 0]
@@ -198,7 +198,7 @@ class PiecewiseSum:
     def schedule(self, consumer: hl.Func, where: hl.Var, schedule: Schedule) -> None:
         """`total` at loop `where` of the consumer, over a square of vectors; the pieces before it."""
         label, layout, lanes, guard = self.label, self.how.layout, schedule.lanes, hl.TailStrategy.GuardWithIf
-        (a, d, piece), (lane, row, block, batch), (n, t) = self.vars, self.tile_vars, self.steps_vars
+        (a, d, piece), (lane, row, block, batch), n = self.vars, self.tile_vars, self.row_var
         total, partial, panel, packed, tile = self.total, self.partial, self.panel, self.packed, self.tile
         do, di = hl.Var(f"do_{label}"), hl.Var(f"di_{label}")
         # On the stack too: GRU, 512 wide, one step, malloc took a seventh of BPTT.
@@ -214,30 +214,30 @@ class PiecewiseSum:
             partial.parallel(several).parallel(block)
         # All blocks at once, so that rows are read to their end: 320 wide, 6400 rows: 3 ms for 10.
         if self.copied is not None:
-            to, ti = hl.Var(f"to_{label}"), hl.Var(f"ti_{label}")
+            no, ni = hl.Var(f"no_{label}"), hl.Var(f"ni_{label}")
             panel.compute_at(partial, piece).bound_extent(lane, layout.units)
             lo, li, across = hl.RVar(f"lo_{label}"), hl.RVar(f"li_{label}"), self.copied.x
-            copying = panel.update().allow_race_conditions().split(t, to, ti, STEP_BLOCKS, guard)  # to each place once
+            copying = panel.update().allow_race_conditions().split(n, no, ni, CHUNK, guard)  # to each place once
             copying.split(across, lo, li, layout.units, hl.TailStrategy.Predicate).vectorize(li)
-            copying.reorder(li, lo, n, ti, to)
+            copying.reorder(li, lo, ni, no)
             if schedule.parallel:
-                copying.parallel(to)
+                copying.parallel(no)
         if self.how.down:
-            to, ti = hl.Var(f"down_to_{label}"), hl.Var(f"down_ti_{label}")
-            packed.compute_at(partial, piece).bound_extent(row, layout.tile.rows).split(t, to, ti, STEP_BLOCKS, guard)
-            packed.reorder(row, batch, n, ti, to).vectorize(row).parallel(to)
+            no, ni = hl.Var(f"down_no_{label}"), hl.Var(f"down_ni_{label}")
+            packed.compute_at(partial, piece).bound_extent(row, layout.tile.rows).split(n, no, ni, CHUNK, guard)
+            packed.reorder(row, batch, ni, no).vectorize(row).parallel(no)
         tile.compute_at(partial, do).bound_extent(lane, layout.units).bound_extent(row, layout.tile.rows)
         for stage in (tile, tile.update()):
             stage.vectorize(lane, lanes).unroll(lane).unroll(row)
-        tile.update().reorder(lane, row, self.r.x, self.r.y, block, batch, piece)
+        tile.update().reorder(lane, row, self.r.x, block, batch, piece)
 
 
 def outer_sum(out: hl.Func, name: str, o: OuterProducts, schedule: Schedule, transposed: bool = False) -> None:
-    """out[a, d], or out[d, a] if transposed, = the sum over all rows and steps."""
+    """out[a, d], or out[d, a] if transposed, = the sum over all rows."""
     a, d = hl.Var("a"), hl.Var("d")
 
     # ---- algorithm
-    length, pieces = cut(o.rows, o.steps, o.width * o.height)
+    length, pieces = cut(o.rows, o.width * o.height)
     here = (d, a) if transposed else (a, d)
     out[here] = hl.undef(o.type)
     made: list[tuple[PiecewiseSum, Turned | None, hl.RVar]] = []

@@ -480,6 +480,9 @@ void run(const Kernel &kernel, nb::args given) {
                 fail(PyExc_TypeError, kernel.name + ": " + expected.name + ": expected a 32-bit integer");
             }
             slots[i] = &numbers[i];
+            if (std::strcmp(expected.name, "batch") == 0) {
+                rows = numbers[i];
+            }
             continue;
         }
         Argument &one = arrays[held++];

@@ -230,31 +230,31 @@ class HalideBackend:
         the first step of all, which is in the span, are 0."""
         (T, N, I), H, dtype = x.shape, frames.shape[3], x.dtype
         A, B, O = cell.inputs * H, cell.hidden * H, d_output.shape[2]
-        steps = (deltas[:-1] if walk.reverse else deltas[1:]).reshape(T, N, plan.deltas * H)
+        steps = (deltas[:-1] if walk.reverse else deltas[1:]).reshape(T * N, plan.deltas * H)
         before, after = (slice(1, None), slice(0, -1)) if walk.reverse else (slice(0, -1), slice(1, None))
         shift = 0 if plan.one_delta else A
         d_weight_ih, d_weight_hh = empty((A, I), dtype), empty((B, H), dtype)
         d_weight_ho, d_bias_o, sums = empty((O, H), dtype), empty((O,), dtype), empty((plan.deltas * H,), dtype)
         # in one call, and one more for each further run of rows of W_hh that sees another operand
-        gradients, states = self._kernels.product("gradients", _DTYPES[dtype.itemsize]), frames[0, after]
+        gradients, states = self._kernels.product("gradients", _DTYPES[dtype.itemsize]), _rows(frames[0, after])
         for number, (operand, first, past) in enumerate(plan.products or [(-1, 0, 0)]):
-            previous = states if operand < 0 else _operand(plan, operand, cell, frames, before, weights, walk)
-            d_hidden, made_hh = steps[:, :, shift + first * H : shift + past * H], d_weight_hh[first * H : past * H]
+            previous = states if operand < 0 else _rows(_operand(plan, operand, cell, frames, before, weights, walk))
+            d_hidden, made_hh = steps[:, shift + first * H : shift + past * H], d_weight_hh[first * H : past * H]
             if from_zeros and operand in plan.vanishing:
                 if T == 1:
                     made_hh[:] = 0
-                    d_hidden, made_hh = d_hidden[:, :, :0], made_hh[:0]
+                    d_hidden, made_hh = d_hidden[:, :0], made_hh[:0]
                 else:
-                    rest = slice(0, -1) if walk.reverse else slice(1, None)
+                    rest = slice(0, -N) if walk.reverse else slice(N, None)
                     previous, d_hidden = previous[rest], d_hidden[rest]
             if number == 0:
                 gradients(
-                    x, weights["weight_ih_l0"], steps[:, :, :A], previous, d_hidden, states, d_output, steps,
-                    d_x, d_weight_ih, made_hh, d_weight_ho, d_bias_o, sums,
+                    N, _rows(x), weights["weight_ih_l0"], steps[:, :A], previous, d_hidden, states, _rows(d_output),
+                    steps, _rows(d_x), d_weight_ih, made_hh, d_weight_ho, d_bias_o, sums,
                 )  # fmt: skip
             else:
                 self._gradients(
-                    T, N, dtype, previous=previous, states=states, d_hidden=d_hidden, d_weight_hh=made_hh
+                    T * N, dtype, batch=N, previous=previous, states=states, d_hidden=d_hidden, d_weight_hh=made_hh
                 )  # fmt: skip
         return [d_weight_ih, d_weight_hh, d_weight_ho, d_bias_o, sums]
 
@@ -262,7 +262,7 @@ class HalideBackend:
         output = empty((*x.shape[:2], len(weight)), x.dtype)
         bias = _zeros((len(weight),), x.dtype.char) if bias is None else bias
         if output.size:
-            self._kernels.product("linear", _DTYPES[x.itemsize])(x, weight, bias, output)
+            self._kernels.product("linear", _DTYPES[x.itemsize])(x.shape[1], _rows(x), weight, bias, _rows(output))
         return output
 
     def linear_bptt(self, x: Array, weight: Array, d_output: Array) -> tuple[Array, Array, Array]:
@@ -270,26 +270,28 @@ class HalideBackend:
         if 0 in (T, N):
             return self._empty.linear_bptt(x, weight, d_output)
         d_x, d_weight, d_bias = empty((T, N, I), dtype), empty((O, I), dtype), empty((O,), dtype)
+        rows = _rows(d_output)
         self._gradients(
-            T, N, dtype, x=x, weight_ih=weight, d_input=d_output, deltas=d_output, d_x=d_x, d_weight_ih=d_weight,
-            sums=d_bias,
+            T * N, dtype, batch=N, x=_rows(x), weight_ih=weight, d_input=rows, deltas=rows, d_x=_rows(d_x),
+            d_weight_ih=d_weight, sums=d_bias,
         )  # fmt: skip
         return d_x, d_weight, d_bias
 
-    def _gradients(self, T: int, N: int, dtype: np.dtype[Any], **given: Array) -> None:
+    def _gradients(self, rows: int, dtype: np.dtype[Any], **given: Any) -> None:
         """Call the pipeline "gradients" with these arguments, and empty arrays for the rest."""
-        H = given["states"].shape[2] if "states" in given else 0
+        H = given["states"].shape[1] if "states" in given else 0
         given = {"d_weight_ho": empty((0, H), dtype), **given}
-        missing = {1: empty((0,), dtype), 2: empty((0, 0), dtype), 3: empty((T, N, 0), dtype)}
-        given = {name: given[name] if name in given else missing[axes] for name, axes in _GRADIENTS.items()}
-        self._kernels.product("gradients", _DTYPES[dtype.itemsize])(*(given[name] for name in _GRADIENTS))
+        missing = {"rows": empty((rows, 0), dtype), "weight": empty((0, 0), dtype), "vector": empty((0,), dtype)}
+        given = {name: given[name] if name in given else missing[kind] for name, kind in _GRADIENTS.items()}
+        self._kernels.product("gradients", _DTYPES[dtype.itemsize])(*given.values())
 
 
 _GRADIENTS = {
-    "x": 3, "weight_ih": 2, "d_input": 3, "previous": 3, "d_hidden": 3, "states": 3, "d_output": 3, "deltas": 3,
-    "d_x": 3, "d_weight_ih": 2, "d_weight_hh": 2, "d_weight_ho": 2, "d_bias_o": 1, "sums": 1,
+    "batch": "number", "x": "rows", "weight_ih": "weight", "d_input": "rows", "previous": "rows", "d_hidden": "rows",
+    "states": "rows", "d_output": "rows", "deltas": "rows", "d_x": "rows", "d_weight_ih": "weight",
+    "d_weight_hh": "weight", "d_weight_ho": "weight", "d_bias_o": "vector", "sums": "vector",
 }  # fmt: skip
-"""The arguments of the pipeline "gradients" (halide_gen/gradients.py), in order, and how many axes each has."""
+"""The arguments of the pipeline "gradients" (halide_gen/gradients.py), in order, and of what kind each is."""
 
 # Bytes of one block of rows in one piece of a sequence. The kernels keep a piece in blocks before they copy it out, and
 # pieces that stay in L2 need not come back from memory.
@@ -455,6 +457,12 @@ def _operand(
     vectors = {leaf: weights[f"{name}_l0"] for name, leaf in zip(d.vectors, d.vector_leaves, strict=True)}
     mask = frames.dtype.type(1) if walk.recurrent_mask is None else walk.recurrent_mask
     return evaluate_numpy(value, {**states, **vectors, MASK: mask}, frames.dtype)
+
+
+def _rows(sequence: Array) -> Array:
+    """(T N, ...): the rows of all steps; a copy where they are not one stride apart."""
+    T, N, width = sequence.shape
+    return sequence.reshape(T * N, width)
 
 
 @lru_cache(maxsize=64)
