@@ -398,7 +398,7 @@ def sequence(
         update.split(n, batch, row, layout.tile.rows, guard)
         update.split(batch, group, batch, layout.tile.together, guard).split(v, vo, vi, columns, guard)
         count = blocks(e.rows, layout.tile.rows * layout.tile.together)
-        update.reorder(ji, vi, row, jo, i, vo, batch, group, once).vectorize(ji).unroll(vi)
+        update.reorder(ji, vi, jo, row, i, vo, batch, group, once).vectorize(ji).unroll(vi)
         update.never_partition([row, i, batch, group, vo])
         if plan.parallel:
             update.parallel(group)
