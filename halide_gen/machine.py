@@ -289,6 +289,10 @@ def blocks(extent: Any, size: Any) -> Any:
 # Sapphire Rapids (L2 of 2 MiB, which a core reads at 190 GB/s; L3 at 30): 4 MiB, RNN H=1024 N=64 1.16, LSTM H=512 N=48
 # 1.18, forward 1.26 and 1.49; 3 MiB, GRU H=512 N=48 1.12, forward 1.25; 2.5 MiB, RNN H=800 N=32 1.15, LSTM H=400 N=32
 # 1.06, forward 1.25 and 1.18.
+# What is left there is the latency of L3: that loop in C, 2 x 8, reaches 165 GFLOP/s with four blocks of rows and 143
+# with two, and 189 and 184, as from L2, if each block of rows prefetches its share of the next block of weights. But
+# Halide's prefetch is PREFETCHNTA, which goes past the L2 cache there: 78 and 45. (Eight blocks of rows together, 183 in
+# C, left a training step as it was.)
 SHARED_WEIGHTS = 1 << 19
 TOGETHER = 4
 
