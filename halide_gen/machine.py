@@ -291,8 +291,8 @@ def blocks(extent: Any, size: Any) -> Any:
 # 1.06, forward 1.25 and 1.18.
 # What is left there is the latency of L3: that loop in C, 2 x 8, reaches 165 GFLOP/s with four blocks of rows and 143
 # with two, and 189 and 184, as from L2, if each block of rows prefetches its share of the next block of weights. But
-# Halide's prefetch is PREFETCHNTA, which goes past the L2 cache there: 78 and 45. (Eight blocks of rows together, 183 in
-# C, left a training step as it was.)
+# Halide's prefetch is PREFETCHNTA, which goes past the L2 cache there: 78 and 45. (Eight blocks of rows together, 183
+# in C, left a training step as it was.)
 SHARED_WEIGHTS = 1 << 19
 TOGETHER = 4
 
