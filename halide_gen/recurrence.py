@@ -398,9 +398,9 @@ def sequence(
         update.split(n, batch, row, layout.tile.rows, guard)
         update.split(batch, group, batch, layout.tile.together, guard).split(v, vo, vi, columns, guard)
         count = blocks(e.rows, layout.tile.rows * layout.tile.together)
-        # A step at a time, and its rows to their end. Block of units by block of units, over all steps, the rows lie too
-        # far apart for the prefetchers (Sapphire Rapids, LSTM: 40 wide, forward 1.23 times as fast, 24 wide, training
-        # 1.27; forward with what BPTT wants to see, 256 wide: 25% of the time became 14%).
+        # A step at a time, and its rows to their end. Block of units by block of units, over all steps, the rows lie
+        # too far apart for the prefetchers (Sapphire Rapids, LSTM: 40 wide, forward 1.23 times as fast, 24 wide,
+        # training 1.27; forward with what BPTT wants to see, 256 wide: 25% of the time became 14%).
         update.reorder(ji, vi, jo, row, i, vo, batch, group, once).vectorize(ji).unroll(vi)
         update.never_partition([row, i, batch, group, vo])
         if plan.parallel:
