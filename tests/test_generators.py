@@ -147,8 +147,8 @@ LAYOUTS_AVX2 = {
     ("gru", "forward"): ("wide", "single", "pair"),
     ("gru", "bptt"): ("wide", "rows_4", "single", "pair"),
 }
-"""Those of `machine.py` that a kernel chooses among, but for `shared`. For SSE4.1, LLVM spills where several products
-go into a sum."""
+"""Those of `machine.py` that a recurrence chooses among, but for the shared ones. For SSE4.1, LLVM spills where several
+products go into a sum."""
 
 
 @pytest.mark.parametrize(
