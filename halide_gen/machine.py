@@ -110,8 +110,8 @@ from typing import Any, NamedTuple
 
 
 class Tile(NamedTuple):
-    """A register tile: vectors of units x rows x steps. The recurrence takes one step at a time; products over a
-    sequence take several, so that single rows fill the registers too."""
+    """A register tile: vectors of units x rows x steps. The recurrence takes one step at a time; its input's
+    product takes several, so that single rows fill the registers too."""
 
     vectors: int
     rows: int
@@ -137,7 +137,7 @@ class Machine(NamedTuple):
     narrow: Tile | None = None  # no more hidden units than lanes in a vector
     pair: Tile | None = None  # 2 rows
     few: Tile | None = None  # 4 rows, and 3 whose steps are worth sharing: see SPLIT_UNITS
-    shared: Tile | None = None  # for weights that no cache holds: see SHARED_WEIGHTS
+    shared: Tile | None = None  # for weights that L2 does not hold: see SHARED_WEIGHTS
     shared_short: Tile | None = None  # the same, where sums are of few products: see SHORT_SUM
     half: Tile | None = None  # where it pads a quarter less than all others for many rows
     thin: Tile | None = None  # where it pads less than `wide` and all `others`

@@ -260,7 +260,7 @@ def project(out: hl.Func, name: str, p: Projection, width: hl.Expr, rows: hl.Exp
         guard = hl.TailStrategy.GuardWithIf
         update = out.update(i)
         update.split(j, jo, ji, layout.units, hl.TailStrategy.PredicateStores).split(n, no, ni, layout.tile.rows, guard)
-        update.split(no, chunk, no, max(CHUNK // layout.tile.rows, 1), guard)
+        update.split(no, chunk, no, CHUNK // layout.tile.rows, guard)
         update.reorder(ji, ni, no, jo, chunk, once).vectorize(ji).unroll(ni).never_partition([no, jo, chunk])
         if schedule.parallel:
             # Of few chunks of rows the last, a short one, would leave threads idle: blocks of units are tasks too.

@@ -9,7 +9,7 @@ the sums, where a tile takes fewer of them at a time.
 
 Frames lie one a slot, in the order of computation; slot 0 is before the first step. Each place is first filled with
 what it starts from: a sum with its input product, a value with what the forward pass left behind, which is read along
-the rows of the caller's arrays. The step then writes over it. Where no cache holds the weights, a group of several
+the rows of the caller's arrays. The step then writes over it. Where L2 does not hold the weights, a group of several
 blocks of rows goes through each block of weights together; blocks of units and of rows then share one dimension, since
 with a loop of its own for the second LLVM computed activations twice (LSTM, 64 wide: 1.17 times the time). What is fed
 back is never in the place of a sum: LLVM could not tell their addresses apart, and would store each sum in every

@@ -17,7 +17,6 @@ PIECE_BYTES = 1 << 26  # partial sums of all pieces together
 SHORT = 32, 256  # rows of an outer-product sum up to which it is a short one; the second where both sides are FAR
 NEAR = 1 << 18  # floats in a piece up to which full blocks are read where they are: 1 MiB, as much as L2 holds
 
-
 Value = Callable[[hl.Expr, hl.Expr], hl.Expr]  # (unit, row)
 
 
@@ -182,10 +181,9 @@ class PiecewiseSum:
         self.packed, self.tile, self.partial, self.total = (
             hl.Func(f"{label}_{part}") for part in ("packed", "tile", "partial", "total")
         )
-        self.copied: tuple[hl.RVar, hl.RVar] | None = None
+        self.copied: list[hl.RVar] = []
         if how.across:
-            self.panel, *copied = o.panel(label, units)
-            self.copied = copied[0], copied[1]
+            self.panel, *self.copied = o.panel(label, units)
         else:
             self.panel = hl.Func(f"{label}_panel")
             self.panel[lane, n, block] = o.across(hl.unsafe_promise_clamped(block * units + lane, 0, o.width - 1), n)
@@ -219,7 +217,7 @@ class PiecewiseSum:
             partial.split(piece, several, piece, hl.select(many, self.pieces, 1), guard)
             partial.parallel(several).parallel(block)
         # All blocks at once, so that rows are read to their end: 320 wide, 6400 rows: 3 ms for 10.
-        if self.copied is not None:
+        if self.copied:
             no, ni = hl.Var(f"no_{label}"), hl.Var(f"ni_{label}")
             panel.compute_at(partial, piece).bound_extent(lane, layout.units)
             lo, li, (edge, across) = hl.RVar(f"lo_{label}"), hl.RVar(f"li_{label}"), self.copied
