@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ._extension import extension
 
 Array = NDArray[np.floating[Any]]
 
@@ -125,21 +127,19 @@ def flag(name: str, value: object) -> bool:
     return bool(value)
 
 
-def named(name: str, value: object, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype[Any]) -> dict[str, Array]:
+def named(name: str, value: object, shapes: dict[str, tuple[int, ...]], dtype: np.dtype[Any]) -> dict[str, Array]:
     """A dict of arrays with exactly these names and shapes. Raises TypeError or ValueError."""
     if not isinstance(value, dict):
         raise TypeError(f"{name}: expected a dict of arrays, got {type(value).__name__}")
+    usual: dict[str, Array] | None = None if extension is None else extension.usual(value, shapes, dtype)
+    if usual is not None:
+        return usual
     if value.keys() != shapes.keys():
         raise ValueError(f"{name}: expected exactly the names {', '.join(shapes)}, got {', '.join(map(str, value))}")
-    result = {}
-    for key, shape in shapes.items():
-        one = value[key]
-        usual = type(one) is np.ndarray and one.shape == shape and one.dtype == dtype
-        if usual and (flags := one.flags).c_contiguous and flags.aligned:
-            result[key] = one
-        else:
-            result[key] = array(f"{name}[{key!r}]", one, dtype, shape, _weight_axes(key, len(shape)))
-    return result
+    return {
+        key: array(f"{name}[{key!r}]", value[key], dtype, shape, _weight_axes(key, len(shape)))
+        for key, shape in shapes.items()
+    }
 
 
 def _weight_axes(name: str, rank: int) -> str:

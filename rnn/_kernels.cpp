@@ -184,35 +184,51 @@ void give_back(void *memory) {
     kept += size;
 }
 
-// Through NumPy's own interface: nanobind's took 0.4 us more, of which a small training step wants a dozen.
-nb::object empty(nb::handle shape, int bits) {
+constexpr size_t smallest_array = 1 << 17;  // bytes, below which malloc keeps memory by itself
+
+// An array that is not initialised, of `least` bytes and more in such memory, which begins where a line of the cache does.
+// Through NumPy's own interface: nanobind's took 0.4 us more, and a function in Python around this one 0.5, of which a
+// small training step wants a dozen.
+nb::object make_array(nb::handle shape, nb::handle dtype, size_t least) {
+    PyArray_Descr *type = nullptr;
+    if (!PyArray_DescrConverter(dtype.ptr(), &type)) {
+        throw nb::python_error();
+    }
+    const nb::object held_type = nb::steal(reinterpret_cast<PyObject *>(type));
+    if (PyDataType_REFCHK(type)) {
+        throw nb::type_error("dtype: expected that of numbers");
+    }
     PyArray_Dims extents{nullptr, 0};
     if (!PyArray_IntpConverter(shape.ptr(), &extents)) {
         throw nb::python_error();
     }
     const std::vector<npy_intp> axes(extents.ptr, extents.ptr + extents.len);
     PyDimMem_FREE(extents.ptr);
-    size_t bytes = bits / 8;
+    size_t bytes = PyDataType_ELSIZE(type);
     for (npy_intp extent : axes) {
         if (extent < 0 || __builtin_mul_overflow(bytes, size_t(extent), &bytes) || bytes > PTRDIFF_MAX - header) {
             throw nb::value_error("shape: expected extents of an array that can be");
         }
     }
-    void *memory = take(bytes);
-    if (!memory) {
-        throw std::bad_alloc();
+    nb::object held;
+    void *memory = nullptr;
+    if (bytes >= least) {
+        memory = take(bytes);
+        if (!memory) {
+            throw std::bad_alloc();
+        }
+        held = nb::steal(PyCapsule_New(
+            memory, nullptr, [](PyObject *owner) { give_back(PyCapsule_GetPointer(owner, nullptr)); }));
+        if (!held.is_valid()) {
+            give_back(memory);
+            throw nb::python_error();
+        }
     }
-    PyObject *owner = PyCapsule_New(memory, nullptr, [](PyObject *owner) { give_back(PyCapsule_GetPointer(owner, nullptr)); });
-    if (!owner) {
-        give_back(memory);
-        throw nb::python_error();
-    }
-    const nb::object held = nb::steal(owner);
-    const int type = bits == 16 ? NPY_UINT16 : bits == 32 ? NPY_FLOAT32 : NPY_FLOAT64;
-    const nb::object made = nb::steal(PyArray_New(&PyArray_Type, int(axes.size()), axes.data(), type, nullptr, memory, 0,
-                                                  NPY_ARRAY_CARRAY, nullptr));
-    if (!made.is_valid() ||
-        PyArray_SetBaseObject(reinterpret_cast<PyArrayObject *>(made.ptr()), nb::object(held).release().ptr()) < 0) {
+    Py_INCREF(type);  // which the next call takes
+    const nb::object made = nb::steal(PyArray_NewFromDescr(&PyArray_Type, type, int(axes.size()), axes.data(), nullptr,
+                                                           memory, memory ? NPY_ARRAY_CARRAY : 0, nullptr));
+    if (!made.is_valid() || (memory && PyArray_SetBaseObject(reinterpret_cast<PyArrayObject *>(made.ptr()),
+                                                             nb::object(held).release().ptr()) < 0)) {
         throw nb::python_error();
     }
     return made;
@@ -312,6 +328,34 @@ int type_number(halide_type_t type) {
 }
 
 PyArrayObject *array(nb::handle value) { return reinterpret_cast<PyArrayObject *>(value.ptr()); }
+
+// The arrays of a dict as a new one, in the order of `shapes`, name -> shape, if they are all that is in there, arrays of
+// these shapes and this dtype in C order; else None. In Python a layer's five weights took 2.5 us.
+nb::object usual(nb::dict arrays, nb::dict shapes, nb::handle dtype) {
+    if (arrays.size() != shapes.size() || !PyArray_DescrCheck(dtype.ptr())) {
+        return nb::none();
+    }
+    nb::dict found;
+    for (auto [name, shape] : shapes) {
+        const nb::object one = nb::borrow(PyDict_GetItemWithError(arrays.ptr(), name.ptr()));
+        if (!one.is_valid() || !PyArray_CheckExact(one.ptr()) || !PyTuple_CheckExact(shape.ptr())) {
+            PyErr_Clear();
+            return nb::none();
+        }
+        const Py_ssize_t axes = PyTuple_GET_SIZE(shape.ptr());
+        bool same = PyArray_ISCARRAY_RO(array(one)) && PyArray_NDIM(array(one)) == axes &&
+                    PyArray_EquivTypes(PyArray_DESCR(array(one)), reinterpret_cast<PyArray_Descr *>(dtype.ptr()));
+        for (Py_ssize_t axis = 0; same && axis < axes; axis++) {
+            same = PyArray_DIM(array(one), int(axis)) == PyLong_AsSsize_t(PyTuple_GET_ITEM(shape.ptr(), axis));
+        }
+        if (!same || PyErr_Occurred()) {
+            PyErr_Clear();
+            return nb::none();
+        }
+        found[name] = one;
+    }
+    return found;
+}
 
 // Whether an output may have the stride 0 along time, so that each step writes over the last one's: an element of a
 // tuple, as steps in bfloat16 put out.
@@ -439,15 +483,17 @@ void report_error(void *context, const char *text) {
 bool checks_itself(const Kernel &kernel) { return kernel.name.rfind("step_", 0) != 0; }
 
 // Bytes in a call's arrays from which on it uses other threads, which may be asleep, or kept from running. Of many rows
-// each thread takes its own, in all calls of a training step: an eighth of that will do. Zen 4, 2 threads against 1, alone
-// on the machine: training 16 wide, 16 rows, 100 to 400 KiB, 0.191 -> 0.163 ms; LSTM, 32 wide, 16 rows, 70 KiB, forward
-// 76 -> 55 us; beside other work both as fast as with 1. A single row, whose steps are one thread's, and which then finds
-// half of what the gradients left in another core's cache: training 64 wide, 200 to 400 KiB, 0.20 -> 0.25 ms; above
-// 512 KiB faster.
+// each thread takes its own, in all calls of a training step: half of that will do. 2 threads against 1:
+//   Sapphire Rapids, whose other processor gets what this one wrote slowly, a call in us: LSTM, 32 wide, 16 rows, 270 KiB
+//   49 -> 77, RNN, 64 wide, 16 rows, 370 KiB 24 -> 34; GRU, 32 wide, 230 KiB 33 -> 67; RNN, 128 wide, 16 rows, 260 KiB
+//   64 -> 45, 420 KiB 143 -> 86.
+//   Zen 4: training 16 wide, 16 rows, 100 to 370 KiB, 0.191 -> 0.163 ms; LSTM, 32 wide, 70 KiB, forward 76 -> 55 us.
+// A single row, whose steps are one thread's, and which then finds half of what the gradients left in another core's
+// cache: training 64 wide, 200 to 400 KiB, 0.20 -> 0.25 ms (Zen 4); above 512 KiB faster.
 std::atomic<size_t> worth_sharing{1 << 19};
 constexpr int many_rows = 16;  // two blocks at the least
 
-size_t least_to_share(int rows) { return worth_sharing / (rows < many_rows ? 1 : 8); }
+size_t least_to_share(int rows) { return worth_sharing / (rows < many_rows ? 1 : 2); }
 
 void run(const Kernel &kernel, nb::args given) {
     if (!checks_itself(kernel)) {
@@ -800,7 +846,13 @@ NB_MODULE(_kernels, m) {
     m.def("worth_sharing", &least_to_share, nb::arg("rows") = 1,
           "Bytes in a call's arrays from which on it uses more than one thread, with so many rows.");
     m.def("set_worth_sharing", [](size_t bytes) { worth_sharing = bytes; }, nb::arg("bytes"), "For few rows.");
-    m.def("empty", &empty, nb::arg("shape"), nb::arg("bits"), "A C-ordered array, float32, float64 or (of bfloat16) uint16, not initialised.");
+    m.def("empty", [](nb::handle shape, nb::handle dtype) { return make_array(shape, dtype, smallest_array); },
+          nb::arg("shape"), nb::arg("dtype"), "As numpy.empty; large ones in memory that is used again.");
+    m.def("aligned", [](nb::handle shape, nb::handle dtype) { return make_array(shape, dtype, 0); }, nb::arg("shape"),
+          nb::arg("dtype"), "The same, from the start of a cache line on.");
+    m.attr("smallest_array") = smallest_array;
+    m.def("usual", &usual, nb::arg("arrays"), nb::arg("shapes"), nb::arg("dtype"),
+          "Arrays by name, in the order of `shapes`, if all of these are there, as they should be, and in C order; or None.");
     m.def("has_bf16", &has_bf16, "Whether the kernels in bfloat16 may run: AVX512_BF16, unless RNN_INSTRUCTION_SET forbids.");
     m.def("instruction_set", &instruction_set, "The widest instruction set in use: avx512, avx2 or sse41.");
 }

@@ -14,7 +14,7 @@ from problems import SHAPES, Problem
 
 from rnn._backends.base import Kernel, Walk
 from rnn._backends.halide import Compiled, HalideBackend, Kernels, load
-from rnn._kernels import instruction_set, kernels
+from rnn._kernels import instruction_set, kernels, usual
 from rnn._memory import aligned
 from rnn.cells import BUILT_IN, CellEquations
 
@@ -240,3 +240,36 @@ def check_inside(shape: Problem, chosen: HalideBackend, cell: CellEquations, wal
     gradients = chosen.bptt(cell, x, weights, tape, normal(*tape.output.shape), states, walk)
     for array in (tape.output, gradients.x, *gradients.weights.values(), *gradients.initial):
         assert np.isfinite(array).all()
+
+
+WANTED = {"weight": (3, 2), "bias": (3,)}
+ARRAYS = {"bias": np.ones(3, np.float32), "weight": np.ones((3, 2), np.float32)}
+
+
+def test_usual_arrays_come_in_the_order_of_their_shapes() -> None:
+    found = usual(ARRAYS, WANTED, np.dtype(np.float32))
+    assert found is not None
+    assert list(found) == list(WANTED)
+    assert all(found[name] is ARRAYS[name] for name in WANTED)
+
+
+UNUSUAL = {
+    "another dtype": np.ones((3, 2)),
+    "foreign byte order": np.ones((3, 2), ">f4"),
+    "another shape": np.ones((2, 3), np.float32),
+    "another rank": np.ones((3, 2, 1), np.float32),
+    "not in C order": np.ones((2, 3), np.float32).T,
+    "a subclass": np.ma.ones((3, 2), np.float32),
+    "no array": [[1.0, 1.0]] * 3,
+}
+
+
+@pytest.mark.parametrize("weight", UNUSUAL.values(), ids=UNUSUAL.keys())
+def test_unusual_arrays_want_a_closer_look(weight: Any) -> None:
+    assert usual({**ARRAYS, "weight": weight}, WANTED, np.dtype(np.float32)) is None
+
+
+def test_other_names_want_a_closer_look() -> None:
+    for other in ({"weight": ARRAYS["weight"]}, {**ARRAYS, "more": ARRAYS["bias"]}, {**ARRAYS, "more": 1}):
+        assert usual(other, WANTED, np.dtype(np.float32)) is None
+    assert usual({"weight": ARRAYS["weight"], "bia": ARRAYS["bias"]}, WANTED, np.dtype(np.float32)) is None

@@ -8,11 +8,12 @@ import threading
 
 import numpy as np
 import pytest
+from numpy.typing import DTypeLike
 
 import rnn
-from rnn._memory import SMALLEST, empty
+from rnn._memory import SMALLEST, aligned, empty
 
-LARGE = (SMALLEST + 1777,)
+LARGE = (SMALLEST // 4 + 1777,)
 LARGER = ((9 << 21) + 1777,)  # 75 MB: no other test has left such an array behind
 
 
@@ -88,3 +89,18 @@ def test_threads_get_arrays_of_their_own() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_kernels_get_memory_from_a_cache_line_on() -> None:
+    for numbers in (0, 1, 17, 1000):
+        assert address(aligned((numbers,), "float32")) % 64 == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "error"),
+    [((-1,), "float32", ValueError), ((1 << 40, 1 << 40), "float32", ValueError), ((2,), object, TypeError)],
+)
+def test_arrays_that_can_not_be_are_refused(shape: tuple[int, ...], dtype: DTypeLike, error: type[Exception]) -> None:
+    for make in (empty, aligned):
+        with pytest.raises(error):
+            make(shape, dtype)

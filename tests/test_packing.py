@@ -75,9 +75,10 @@ def test_weights_are_packed_for_the_tile_that_the_kernel_chooses(made: type[rnn.
 
 def test_a_choice_for_other_sizes_is_refused_and_nothing_crashes(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = rnn.LSTM(3, 40, seed=1), np.zeros((2, 8, 3), np.float32)
-    chosen = rnn.backend.current()
-    other = chosen.layout("forward", layer.cell, False, 4, 400, 1)  # type: ignore[attr-defined]
-    monkeypatch.setattr(chosen, "layout", lambda *_: other)
+    fresh = load()  # which has not prepared anything
+    other = fresh.layout("forward", layer.cell, False, 4, 400, 1)  # type: ignore[attr-defined]
+    monkeypatch.setattr(fresh, "layout", lambda *_: other)
+    monkeypatch.setattr(rnn.backend, "current", lambda: fresh)
     with pytest.raises(ValueError, match="Constraint violated: weight"):
         layer(x)
 

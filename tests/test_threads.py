@@ -44,17 +44,17 @@ def test_the_pool_grows_and_shrinks(n: int) -> None:
 def test_many_rows_are_worth_sharing_sooner() -> None:
     rnn.set_num_threads(1)
     layer = rnn.RNN(8, 32, seed=0)
-    fifteen, sixteen = (np.ones((60, N, 8), "float32") for N in (15, 16))  # with all arrays 160 KiB
+    fifteen, sixteen = (np.ones((120, N, 8), "float32") for N in (15, 16))  # with all arrays 320 KiB
     layer(fifteen)
     idle = workers()
     rnn.set_num_threads(2)
     _kernels.set_worth_sharing(1 << 19)
     layer(fifteen)
     assert workers() == idle
-    assert "1 of 2 threads: " in str(rnn.explain(layer, (60, 15)))
+    assert "1 of 2 threads: " in str(rnn.explain(layer, (120, 15)))
     layer(sixteen)
     assert workers() == idle + 1
-    assert "1 of 2 threads: " not in str(rnn.explain(layer, (60, 16)))
+    assert "1 of 2 threads: " not in str(rnn.explain(layer, (120, 16)))
 
 
 def test_calls_with_little_to_do_wake_nobody_up() -> None:

@@ -56,11 +56,21 @@ class HalideBackend:
         self._pack = Packing(lambda itemsize: kernels.product("pack", _DTYPES[itemsize]))
         self._empty = reference.NumpyBackend()  # where nothing is to be computed: kernels want T, N, H >= 1
         self.origin, self.instructions = kernels.origin, kernels.instructions
+        # of the sizes that were used last: what follows from them took a fifth of a small call
+        self._prepared = lru_cache(1024)(self._prepare)
 
     def layout(self, direction: str, cell: CellEquations, masked: bool, itemsize: int, H: int, N: int) -> Layout:
         """What the "forward" or "bptt" kernel of a cell will choose for these sizes."""
         instructions = self.instructions(cell, _DTYPES[itemsize], masked)
         return layout(direction, cell, masked, self._schedule, instructions, itemsize, H, N)
+
+    def _prepare(
+        self, direction: str, cell: CellEquations, masked: bool, itemsize: int, H: int, N: int
+    ) -> tuple[_Plan, Layout, Kernel]:
+        """What a pass needs to know of its cell, the layout that its kernel will choose, and the kernel."""
+        dtype = _DTYPES[itemsize]
+        tile = self.layout(direction, cell, masked, itemsize, H, N)
+        return _plan(cell, masked), tile, self._kernels.recurrent(direction, cell, dtype, masked)
 
     def forward(
         self,
@@ -75,12 +85,10 @@ class HalideBackend:
         if 0 in (T, N, H):
             return self._empty.forward(cell, x, initial, weights, walk)
         masks = _masks(walk, cell, T, N, H, dtype)
-        plan = _plan(cell, bool(masks))
+        plan, tile, kernel = self._prepared("forward", cell, bool(masks), x.itemsize, H, N)
         # Without what is kept for the way back, LSTM: 1.08 times as fast 64 wide with 48 rows.
         frames = empty((plan.columns if keep else cell.states, T + 1, N, H), dtype)
         none = _zeros((plan.widest * H,), dtype.char)
-        kernel = self._kernels.recurrent("forward", cell, _DTYPES[x.itemsize], bool(masks))
-        tile = self.layout("forward", cell, bool(masks), x.itemsize, H, N)
         fixed = (
             self._pack(weights["weight_ih_l0"], cell.inputs, tile, by_rows=True),
             self._recurrent(
@@ -151,8 +159,8 @@ class HalideBackend:
         if 0 in (T, N, H):
             return self._empty.bptt(cell, x, weights, tape, d_output, d_last, walk, of_x, of_state)
         masks = _masks(walk, cell, T, N, H, dtype)
-        plan, frames = _plan(cell, bool(masks)), tape.kept
-        tile = self.layout("bptt", cell, bool(masks), x.itemsize, H, N)
+        plan, tile, kernel = self._prepared("bptt", cell, bool(masks), x.itemsize, H, N)
+        frames = tape.kept
         unread = T == 1 and not of_state and plan.derivation.ends_idle
         weight_hh, weight_ho = self._recurrent(cell, weights, tile, by_rows=False, unread=unread), nothing(dtype.char)
         if "weight_ho" in weights:
@@ -164,7 +172,6 @@ class HalideBackend:
             last = _still_zeros((cell.states, N, H), dtype.char)
         else:
             last = np.stack([_zeros((N, H), dtype.char) if d is None else d for d in d_last])
-        kernel = self._kernels.recurrent("bptt", cell, _DTYPES[x.itemsize], bool(masks))
         vectors = _vectors(cell, weights, H, dtype)
         d_x = empty((T, N, I if of_x else 0), dtype)
         sums: list[Array] = []
@@ -317,6 +324,8 @@ def _pieces(
     plan: _Plan, walk: Walk, T: int, N: int, H: int, itemsize: int, keep: bool = True
 ) -> Sequence[tuple[int, int]]:
     """(start, stop) in time of what one kernel call does, in the order in which the forward pass takes them."""
+    if _is_one_part(walk, T):
+        return ((0, T),)
     block = (plan.columns + 2) * (1 if N < 4 else 8) * -(-H // 16) * 16 * itemsize
     rows = min(PIECE_ROWS, PIECE_NUMBERS // H) * (1 if keep else 2)
     return _parts(walk, T, max(PIECE_BYTES // block, rows // N))
@@ -324,14 +333,18 @@ def _pieces(
 
 def _spans(plan: _Plan, walk: Walk, T: int, N: int, H: int, itemsize: int) -> Sequence[tuple[int, int]]:
     """(start, stop) in time of what is summed up at a time on the way back, in the order of the forward pass."""
+    if _is_one_part(walk, T):
+        return ((0, T),)
     return _parts(walk, T, max(SPAN_BYTES // (plan.deltas * N * H * itemsize), SPAN_ROWS[H >= FAR] // N))
+
+
+def _is_one_part(walk: Walk, T: int) -> bool:
+    """Whether T steps are not to be cut: in reverse each row's border would be another one."""
+    return T < 2 * SHORTEST or (walk.reverse and walk.lengths is not None)
 
 
 def _parts(walk: Walk, T: int, length: int) -> Sequence[tuple[int, int]]:
     """T steps in parts of about this length."""
-    # in reverse each row's border would be another one
-    if T < 2 * SHORTEST or (walk.reverse and walk.lengths is not None):
-        return ((0, T),)
     parts = _cut(T, max(length, SHORTEST))
     return parts[::-1] if walk.reverse else parts
 
