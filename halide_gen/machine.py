@@ -64,7 +64,7 @@ H=512 N=48 87 and 103, H=1536 N=32 89 and 107.
 A single row of an RNN that goes through its weights from either end in turns finds some of them still in L1 or L2 (Zen
 4, forward and BPTT): 128 wide, 64 KiB, 1.12 and 1.18 times as fast, 512 wide, 1 MiB, 1.06 and 1.09; 1024 wide, 4 MiB,
 and LSTM and GRU 128 wide, 256 and 192 KiB, were no faster. (Where threads share the units of a step, LLVM took the two
-ways' indices for different ones, and stored each sum in each iteration: so for small weights alone.)
+ways' indices for different ones, and stored each sum in each iteration; there the team turns. See TURNED_WEIGHTS.)
 
     vectors x rows    H=32 N=1   H=64 N=1   H=1024 N=1
     2 x 1             29         53         40
@@ -236,10 +236,19 @@ FUSED = {"avx512": True, "avx2": True, "sse41": False}
 SPLIT_UNITS = 1 << 15
 
 
+# From which on the blocks of units are tasks for a single thread too: the team goes through them from either end in turns
+# (rnn/_team.h), and finds some of the weights in an L2 cache that does not hold them all. One row, forward and training,
+# times as fast (Sapphire Rapids, 2 MiB of L2): 2 to 4 MiB, RNN 768 wide 1.57 and 1.50, 1024 wide 1.50 and 1.40, LSTM 512
+# wide 1.45 and 1.37, GRU 512 wide 1.71 and 1.52, LSTM 512 wide with 4 rows 1.27 and 1.17; 16 MiB, RNN 2048 wide 1.08 and
+# 1.07; 27 MiB, GRU 1536 wide 1.04 and 1.03; 1 MiB, which L2 holds, RNN 512 and LSTM 256 wide 1.0. Two threads, RNN 1024
+# wide 1.32 and 1.26, LSTM 512 wide 1.38 and 1.25.
+TURNED_WEIGHTS = 1 << 18
+
+
 def shares_units(count: Any, threads: Any, weights: Any) -> Any:
-    """Whether the threads share the units of each step: where there are fewer blocks of rows than threads, and enough
-    recurrent weights."""
-    return (count < threads) & (weights >= SPLIT_UNITS)
+    """Whether the blocks of units of each step are tasks: where there are fewer blocks of rows than threads and enough
+    recurrent weights for that, or where a single thread has so many of them that their order counts."""
+    return (count < threads) & (weights >= SPLIT_UNITS) | (threads == 1) & (weights >= TURNED_WEIGHTS)
 
 
 class Lean(IntEnum):

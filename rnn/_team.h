@@ -3,7 +3,9 @@
 // A time step of one row is a loop of its own, of tens of microseconds. In such loops a thread should get the iterations
 // it had in the step before, whose weights lie in its core's caches, and the others should be there at once. Halide's own
 // pool hands each iteration to whichever thread comes first, under a lock. Here every thread has a share of a loop, the
-// same one in each loop of as many iterations, and takes from the others' when its own is done.
+// same one in each loop of as many iterations, and takes from the others' when its own is done. And where a step's weights
+// are more than the cache holds, a thread should begin with those that it came to last: every other loop goes through its
+// shares from their ends.
 
 #pragma once
 
@@ -26,10 +28,12 @@ public:
     // that is not 0, if there is one; no iterations start after it. May be called by several threads, and by tasks.
     int run(int size, void *context, Task task, int first, int count, uint8_t *closure) {
         const int slot = size == 1 || count <= 1 ? -1 : take_slot();
+        const bool turned = count > 1 && !backward;  // a task may run loops of its own
+        backward = count > 1 ? turned : backward;
         if (slot < 0) {
             int code = 0;
-            for (int i = first; i < first + count && code == 0; i++) {
-                code = task(context, i, closure);
+            for (int i = 0; i < count && code == 0; i++) {
+                code = task(context, first + (turned ? count - 1 - i : i), closure);
             }
             return code;
         }
@@ -39,13 +43,14 @@ public:
         loop.context = context;
         loop.closure = closure;
         loop.first = first;
+        loop.count = count;
+        loop.backward = turned;
         loop.code = 0;
         loop.left = count;
         const int shares = std::min({size, count, most});
         loop.shares = shares;
-        for (int64_t i = 0; i < shares; i++) {
-            const uint64_t next = count * i / shares, past = count * (i + 1) / shares;
-            loop.share[i].range.store(past << 32 | next, std::memory_order_release);
+        for (int i = 0; i < shares; i++) {
+            loop.share[i].range.store(loop.begin(i + 1) << 32 | loop.begin(i), std::memory_order_release);
         }
         open |= uint64_t{1} << slot;
         round++;
@@ -98,10 +103,14 @@ private:
         Task task;
         void *context;
         uint8_t *closure;
-        int first;
+        int first, count;
+        bool backward;
         std::atomic<int> shares{0}, code{0};
         alignas(64) std::atomic<int> left{0};
         Share share[most];
+
+        // Where a share begins, and the one before it ends.
+        uint64_t begin(int number) const { return int64_t{count} * number / shares.load(std::memory_order_relaxed); }
     };
 
     int take_slot() {
@@ -138,11 +147,15 @@ private:
             std::atomic<uint64_t> &range = loop.share[(self + i) % shares].range;
             for (uint64_t now = range; static_cast<uint32_t>(now) < now >> 32; now = range) {
                 now = range.fetch_add(1);
-                const auto next = static_cast<uint32_t>(now);
+                auto next = static_cast<uint32_t>(now);
                 if (next >= now >> 32) {
                     break;
                 }
                 helped = true;
+                if (loop.backward) {
+                    const int number = (self + i) % shares;
+                    next = static_cast<uint32_t>(loop.begin(number) + loop.begin(number + 1)) - 1 - next;
+                }
                 if (loop.code.load(std::memory_order_relaxed) == 0) {
                     if (const int code = loop.task(loop.context, loop.first + static_cast<int>(next), loop.closure)) {
                         loop.code = code;
@@ -178,6 +191,7 @@ private:
     }
 
     inline static thread_local int self = 0;  // workers count from 1
+    inline static thread_local bool backward = false;  // which way the last loop went
     Loop loops[most];
     alignas(64) std::atomic<uint64_t> taken{0};
     alignas(64) std::atomic<uint64_t> open{0};   // slots with loops that are running
