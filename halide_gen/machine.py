@@ -236,12 +236,12 @@ FUSED = {"avx512": True, "avx2": True, "sse41": False}
 SPLIT_UNITS = 1 << 15
 
 
-# From which on the blocks of units are tasks for a single thread too: the team goes through them from either end in turns
-# (rnn/_team.h), and finds some of the weights in an L2 cache that does not hold them all. One row, forward and training,
-# times as fast (Sapphire Rapids, 2 MiB of L2): 2 to 4 MiB, RNN 768 wide 1.57 and 1.50, 1024 wide 1.50 and 1.40, LSTM 512
-# wide 1.45 and 1.37, GRU 512 wide 1.71 and 1.52, LSTM 512 wide with 4 rows 1.27 and 1.17; 16 MiB, RNN 2048 wide 1.08 and
-# 1.07; 27 MiB, GRU 1536 wide 1.04 and 1.03; 1 MiB, which L2 holds, RNN 512 and LSTM 256 wide 1.0. Two threads, RNN 1024
-# wide 1.32 and 1.26, LSTM 512 wide 1.38 and 1.25.
+# From which on the blocks of units are tasks for a single thread too: the team goes through them from either end in
+# turns (rnn/_team.h), and finds some of the weights in an L2 cache that does not hold them all. One row, forward and
+# training, times as fast (Sapphire Rapids, 2 MiB of L2): 2 to 4 MiB, RNN 768 wide 1.57 and 1.50, 1024 wide 1.50 and
+# 1.40, LSTM 512 wide 1.45 and 1.37, GRU 512 wide 1.71 and 1.52, LSTM 512 wide with 4 rows 1.27 and 1.17; 16 MiB, RNN
+# 2048 wide 1.08 and 1.07; 27 MiB, GRU 1536 wide 1.04 and 1.03; 1 MiB, which L2 holds, RNN 512 and LSTM 256 wide 1.0.
+# Two threads, RNN 1024 wide 1.32 and 1.26, LSTM 512 wide 1.38 and 1.25.
 TURNED_WEIGHTS = 1 << 18
 
 
