@@ -217,11 +217,12 @@ class Recurrence:
         _, row, _, group, _ = self.vars
         zero, undefined = hl.cast(e.dtype, 0), hl.undef(e.dtype)
         r = hl.RDom([(0, e.width), (0, together), (1, self.last)], f"{self.name}_given")
-        n = inside((group * together + r.y) * self.layout.tile.rows + row, e.rows)
+        # No `inside`: Halide takes a promise for a side effect, and leaves the last vector's predicate to a scalar loop.
+        n = hl.clamp((group * together + r.y) * self.layout.tile.rows + row, 0, e.rows - 1)
 
         def value(place: Place) -> hl.Expr | None:
             if place.given is not None:
-                return place.given(r.x, n, inside(r.z, self.last + 1))
+                return place.given(r.x, n, hl.clamp(r.z, 1, self.last))
             return zero if place.feeds and place.projected is None and place.offset is None else None
 
         values = [value(place) for place in e.places]

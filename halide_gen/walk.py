@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import halide as hl
-from blocks import inside
 
 
 @dataclass(frozen=True)
@@ -32,12 +31,12 @@ class Walk:
 
     def place(self, slot: hl.Expr, row: hl.Expr) -> hl.Expr:
         """Where an array of states holds a slot's, or somewhere inside if no step made it."""
-        return inside(hl.max(self.mirrored(slot, row), 0), self.steps + 1)
+        return hl.clamp(self.mirrored(slot, row), 0, self.steps)
 
     def time(self, slot: hl.Expr, row: hl.Expr) -> hl.Expr:
         """The time of the step that makes a slot, or some time if none does."""
         t = hl.select(self.reverse != 0, self.lengths[row] - slot, slot - 1)
-        return inside(hl.max(t, 0), self.steps)
+        return hl.clamp(t, 0, self.steps - 1)
 
     def made(self, slot: hl.Expr, row: hl.Expr) -> hl.Expr:
         """Whether the slot is the initial one or a step makes it."""
