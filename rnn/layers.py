@@ -108,7 +108,8 @@ class Layer:
     dtype          "float32" or "float64"
     precision      "bf16": what products multiply (weights, inputs, states, deltas) and what gates leave for BPTT is
         rounded to bfloat16; sums, states, weights and gradients are float32. About twice as fast for 256 units and
-        more. Where backend, CPU, cell or options have no kernels for it (see `explain`), float32, the default
+        more on AMD's CPUs. Where backend, CPU, cell or options have no kernels for it, or the CPU is slow at them (see
+        `explain`), float32, the default
 
     Attributes: `weights`, a dict of arrays with PyTorch's names and shapes: weight_ih_l0 (G*H, I), weight_hh_l0
     (G*H, H), bias_ih_l0 and bias_hh_l0 (G*H,) for G gates, `_l1` and so on for further layers, with `_reverse` for the
@@ -116,7 +117,7 @@ class Layer:
     [-1/sqrt(H), 1/sqrt(H)). Put new arrays in as you like; names, shapes and dtype are checked at each call.
 
     Raises TypeError or ValueError naming the argument, OverflowError if a weight had 2^31 elements or more. Warns with
-    RuntimeWarning where the CPU lacks what the precision needs; the layer is computed in float32 then.
+    RuntimeWarning where the CPU lacks what the precision needs or is slow at it; the layer is computed in float32 then.
     """
 
     cell: CellEquations

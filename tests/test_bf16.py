@@ -23,6 +23,13 @@ from rnn._backends import bf16
 Array = NDArray[np.floating[Any]]
 
 needs_bf16 = pytest.mark.skipif(not _kernels.has_bf16(), reason="NOT TESTED: kernels in bfloat16, this CPU has none")
+
+
+@pytest.fixture(autouse=True)
+def _even_where_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RNN_BF16", "1")
+
+
 CELLS = {"rnn_tanh": rnn.RNN, "lstm": rnn.LSTM, "gru": rnn.GRU}
 EPS = 2.0**-8
 """Relative error of a number rounded to bfloat16, at most half of it."""
@@ -383,6 +390,21 @@ def test_a_cpu_without_it_is_told_once_and_computes_in_float32(instruction_set: 
     reason = "this CPU has no AVX512_BF16, or RNN_INSTRUCTION_SET forbids it"
     assert done.stdout.startswith(f"precision: bf16 was asked for, float32 is used: {reason}\n")
     assert f"precision float32, not bf16: {reason}\n" in done.stdout
+
+
+@needs_bf16
+@pytest.mark.parametrize("is_slow", [False, True])
+def test_a_cpu_that_is_slow_at_it_computes_in_float32_unless_told_otherwise(
+    is_slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_kernels, "has_slow_bf16", lambda: is_slow)
+    assert bf16.lacking() is None, "RNN_BF16 is 1 in this file"
+    monkeypatch.delenv("RNN_BF16")
+    assert (bf16.lacking() is not None) == is_slow
+    with pytest.warns(RuntimeWarning, match="slower than") if is_slow else contextlib.nullcontext():
+        layer = rnn.LSTM(6, 32, seed=0, precision="bf16")
+    x = np.ones((4, 3, 6), np.float32)
+    assert np.array_equal(layer(x)[0], rnn.LSTM(6, 32, seed=0)(x)[0]) == is_slow
 
 
 # ---- arguments

@@ -3,6 +3,7 @@ deltas are rounded to bfloat16, products are summed in float32, and all else is 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -31,12 +32,17 @@ class _Kept(NamedTuple):
 
 
 def lacking() -> str | None:
-    """Why no kernel in bfloat16 can run in this process; None where they can, and where there are no kernels at all."""
+    """Why no kernel in bfloat16 can or should run in this process; None where they do, and where there are no kernels
+    at all. Where the CPU has them but is slower with them, RNN_BF16=1 has them run nonetheless."""
     try:
-        from .._kernels import has_bf16
+        from .._kernels import has_bf16, has_slow_bf16
     except ModuleNotFoundError:
         return None
-    return None if has_bf16() else "this CPU has no AVX512_BF16, or RNN_INSTRUCTION_SET forbids it"
+    if not has_bf16():
+        return "this CPU has no AVX512_BF16, or RNN_INSTRUCTION_SET forbids it"
+    if has_slow_bf16() and os.environ.get("RNN_BF16") != "1":
+        return "this CPU's AVX512_BF16 is slower than its float32 (RNN_BF16=1 uses it nonetheless)"
+    return None
 
 
 def reason_against(chosen: Backend, cell: CellEquations, hidden_size: int, masked: bool) -> str | None:
