@@ -101,7 +101,7 @@ class ForwardBF16:
                 before[at] = state
             seen = Frame(now, before, [], [], [], lambda x: kept_apart(x, g.threads >> 20))
             written = frame.step(0, seen)
-            made = s <= walk.length(n)
+            made = walk.made(s, n)
             return stored([hl.select(made, written.get(at, now[at]), hl.f32(0)) for at in frame.columns])
 
         work = hl.cast(FLOAT32, N) * H * (len(cell.inputs) * I + len(cell.hidden) * H) / 2
