@@ -228,7 +228,7 @@ nb::object make_array(nb::handle shape, nb::handle dtype, size_t least) {
     const nb::object made = nb::steal(PyArray_NewFromDescr(&PyArray_Type, type, int(axes.size()), axes.data(), nullptr,
                                                            memory, memory ? NPY_ARRAY_CARRAY : 0, nullptr));
     if (!made.is_valid() || (memory && PyArray_SetBaseObject(reinterpret_cast<PyArrayObject *>(made.ptr()),
-                                                             nb::object(held).release().ptr()) < 0)) {
+                                                             held.release().ptr()) < 0)) {
         throw nb::python_error();
     }
     return made;
@@ -334,22 +334,24 @@ int type_number(halide_type_t type) {
 
 PyArrayObject *array(nb::handle value) { return reinterpret_cast<PyArrayObject *>(value.ptr()); }
 
+// Whether it is an array of this type of numbers, in native byte order, and in C order.
+bool is_array(nb::handle value, Py_ssize_t axes, int type) {
+    return PyArray_CheckExact(value.ptr()) && PyArray_NDIM(array(value)) == axes && PyArray_TYPE(array(value)) == type &&
+           PyArray_ISCARRAY_RO(array(value));
+}
+
 // The arrays of a dict as a new one, in the order of `shapes`, name -> shape, if they are all that is in there, arrays of
 // these shapes and this dtype in C order; else None. In Python a layer's five weights took 2.5 us.
 nb::object usual(nb::dict arrays, nb::dict shapes, nb::handle dtype) {
-    if (arrays.size() != shapes.size() || !PyArray_DescrCheck(dtype.ptr())) {
+    const auto *type = reinterpret_cast<PyArray_Descr *>(dtype.ptr());
+    if (arrays.size() != shapes.size() || !PyArray_DescrCheck(dtype.ptr()) || !PyArray_ISNBO(type->byteorder)) {
         return nb::none();
     }
     nb::dict found;
     for (auto [name, shape] : shapes) {
         const nb::object one = nb::borrow(PyDict_GetItemWithError(arrays.ptr(), name.ptr()));
-        if (!one.is_valid() || !PyArray_CheckExact(one.ptr()) || !PyTuple_CheckExact(shape.ptr())) {
-            PyErr_Clear();
-            return nb::none();
-        }
-        const Py_ssize_t axes = PyTuple_GET_SIZE(shape.ptr());
-        bool same = PyArray_ISCARRAY_RO(array(one)) && PyArray_NDIM(array(one)) == axes &&
-                    PyArray_EquivTypes(PyArray_DESCR(array(one)), reinterpret_cast<PyArray_Descr *>(dtype.ptr()));
+        const Py_ssize_t axes = PyTuple_CheckExact(shape.ptr()) ? PyTuple_GET_SIZE(shape.ptr()) : -1;
+        bool same = one.is_valid() && is_array(one, axes, type->type_num);
         for (Py_ssize_t axis = 0; same && axis < axes; axis++) {
             same = PyArray_DIM(array(one), int(axis)) == PyLong_AsSsize_t(PyTuple_GET_ITEM(shape.ptr(), axis));
         }
@@ -639,7 +641,7 @@ public:
     nb::object step(nb::handle x, nb::handle state, nb::handle weights) const {
         const Py_ssize_t layers = slots.size();
         const bool several = layers > 1;
-        if (!is_array(x, 2) || shape_of(x)[1] != inputs || !PyDict_CheckExact(weights.ptr()) ||
+        if (!is_array(x, 2, NPY_FLOAT32) || shape_of(x)[1] != inputs || !PyDict_CheckExact(weights.ptr()) ||
             PyDict_GET_SIZE(weights.ptr()) != named) {
             return nb::none();
         }
@@ -670,7 +672,7 @@ public:
                 return nb::none();
             }
             if (!state.is_none() &&
-                (!is_array(one, 2 + several) || !std::equal(shape + !several, shape + 3, shape_of(one)))) {
+                (!is_array(one, 2 + several, NPY_FLOAT32) || !std::equal(shape + !several, shape + 3, shape_of(one)))) {
                 return nb::none();
             }
             given.push_back(one);
@@ -680,7 +682,7 @@ public:
                 nb::handle one;
                 if (!slot.name.is_none()) {
                     one = PyDict_GetItemWithError(weights.ptr(), slot.name.ptr());
-                    if (!one.is_valid() || !is_array(one, int(slot.shape.size())) ||
+                    if (!one.is_valid() || !is_array(one, slot.shape.size(), NPY_FLOAT32) ||
                         !std::equal(slot.shape.begin(), slot.shape.end(), shape_of(one))) {
                         PyErr_Clear();
                         return nb::none();
@@ -723,11 +725,6 @@ private:
             buffer.dim = dimensions;
         }
     };
-
-    static bool is_array(nb::handle value, int axes) {
-        return PyArray_CheckExact(value.ptr()) && PyArray_NDIM(array(value)) == axes &&
-               PyArray_TYPE(array(value)) == NPY_FLOAT32 && PyArray_ISCARRAY_RO(array(value));
-    }
 
     static nb::object make(int axes, const npy_intp *shape) {
         PyObject *made = PyArray_SimpleNew(axes, shape, NPY_FLOAT32);

@@ -28,8 +28,10 @@ public:
     // that is not 0, if there is one; no iterations start after it. May be called by several threads, and by tasks.
     int run(int size, void *context, Task task, int first, int count, uint8_t *closure) {
         const int slot = size == 1 || count <= 1 ? -1 : take_slot();
-        const bool turned = count > 1 && !backward;  // a task may run loops of its own
-        backward = count > 1 ? turned : backward;
+        if (count > 1) {
+            backward = !backward;
+        }
+        const bool turned = backward;  // a task may run loops of its own
         if (slot < 0) {
             int code = 0;
             for (int i = 0; i < count && code == 0; i++) {
@@ -144,7 +146,8 @@ private:
         bool helped = false;
         const int shares = loop.shares.load(std::memory_order_relaxed);
         for (int i = 0; i < shares; i++) {
-            std::atomic<uint64_t> &range = loop.share[(self + i) % shares].range;
+            const int number = (self + i) % shares;
+            std::atomic<uint64_t> &range = loop.share[number].range;
             for (uint64_t now = range; static_cast<uint32_t>(now) < now >> 32; now = range) {
                 now = range.fetch_add(1);
                 auto next = static_cast<uint32_t>(now);
@@ -153,7 +156,6 @@ private:
                 }
                 helped = true;
                 if (loop.backward) {
-                    const int number = (self + i) % shares;
                     next = static_cast<uint32_t>(loop.begin(number) + loop.begin(number + 1)) - 1 - next;
                 }
                 if (loop.code.load(std::memory_order_relaxed) == 0) {
