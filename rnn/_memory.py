@@ -11,9 +11,6 @@ from numpy.typing import DTypeLike, NDArray
 
 from ._extension import extension
 
-SMALLEST: int = 0 if extension is None else extension.smallest_array
-"""Bytes, below which malloc keeps memory by itself."""
-
 empty: Callable[[Sequence[int], DTypeLike], NDArray[Any]] = np.empty if extension is None else extension.empty
 """As np.empty, for dtypes of numbers. When nobody holds a large array any more, its memory waits for the next one (at
 most 512 MiB do): memory that is new costs a page fault each 4 KiB, 10 of the 40 ms that a training step of 512 steps,

@@ -11,9 +11,10 @@ import pytest
 from numpy.typing import DTypeLike
 
 import rnn
-from rnn._memory import SMALLEST, aligned, empty
+from rnn._kernels import smallest_array
+from rnn._memory import aligned, empty
 
-LARGE = (SMALLEST // 4 + 1777,)
+LARGE = (smallest_array // 4 + 1777,)
 LARGER = ((9 << 21) + 1777,)  # 75 MB: no other test has left such an array behind
 
 

@@ -20,7 +20,7 @@ def _table() -> Any:
     return _generators.module("machine")
 
 
-@dataclass(frozen=True, eq=False)  # each is made once, and its hash, of tuples, took a sixth of a small packing
+@dataclass(frozen=True, eq=False)  # each is kept, and its hash, of tuples, took a sixth of a small packing
 class Layout:
     """A register tile of halide_gen/machine.py, in vectors of so many lanes."""
 
@@ -37,7 +37,6 @@ class Layout:
         return units
 
 
-@lru_cache(maxsize=1024)
 def layout(
     direction: str, cell: CellEquations, masked: bool, schedule: str, instructions: str, itemsize: int, H: int, N: int
 ) -> Layout:
