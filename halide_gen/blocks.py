@@ -18,7 +18,9 @@ __all__ = ["Layout", "blocks", "inside", "layouts", "mostly_inside", "only_if", 
 
 def inside(i: hl.Expr, extent: hl.Expr) -> hl.Expr:
     """`i`, or the last index where a block reaches over the edge. Right for extent 0 too: nothing is read then, and the
-    promise keeps the bounds empty where a plain clamp would ask for index -1."""
+    promise keeps the bounds empty where a plain clamp would ask for index -1. Not for what a vector under a predicate
+    reads (a plain clamp for that): Halide takes a promise for a side effect, and goes through the vector number by
+    number."""
     return hl.unsafe_promise_clamped(hl.min(i, extent - 1), 0, extent - 1)
 
 

@@ -217,7 +217,7 @@ class Recurrence:
         _, row, _, group, _ = self.vars
         zero, undefined = hl.cast(e.dtype, 0), hl.undef(e.dtype)
         r = hl.RDom([(0, e.width), (0, together), (1, self.last)], f"{self.name}_given")
-        # No `inside`: Halide takes a promise for a side effect, and goes through the last vector number by number.
+        # No `inside`: the last vector is read under a predicate. Nor in walk.py, which is asked for the place.
         n = hl.clamp((group * together + r.y) * self.layout.tile.rows + row, 0, e.rows - 1)
 
         def value(place: Place) -> hl.Expr | None:
