@@ -18,7 +18,7 @@ from .measures import MEASURES
 from .runner import Session, WorkerFailed
 
 ROOT = Path(__file__).resolve().parent.parent
-BUDGET = 1.0
+BUDGET = 0.6
 """Seconds to time one pass of one problem, with one number of threads, on three implementations."""
 
 

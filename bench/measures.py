@@ -41,7 +41,7 @@ long as all others."""
 SAMPLE = [problem for problem in problems.GRID[::4] if problem.multiplications < MOST]
 """A quarter of the grid, but for the largest problems."""
 FIRST = problems.named("32 lanes of 256")
-RIVALS_LEARN = 8.0
+RIVALS_LEARN = 5.0
 """Seconds after which a rival's training of a task is cut short."""
 TURN = 1.0
 """Seconds for which an implementation learns before the next one does."""

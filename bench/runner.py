@@ -165,14 +165,16 @@ class Session:
         """Check every worker on a step, then time those of each crew in turns, the passes that the problem has. A rival
         that is wrong there goes to `failures`, and isn't timed; raises WorkerFailed if we are.
 
-        Those of a crew are checked at once, since some compile for it; not those of all: Theano's processes would wait
-        for each other's lock, 5 s at a time."""
+        Those of a crew are checked at once, as far as there are processors, since some compile for it: two OpenBLAS of
+        two threads each wait for each other (five to seven times as long). Not those of all crews: Theano's processes
+        would wait for each other's lock, 5 s at a time."""
         want = expected(step)
         if step.problem.forward_only:
             passes = [which for which in passes if which == "forward"]
         made = []
         for crew in crews:
-            with concurrent.futures.ThreadPoolExecutor(len(self.processors)) as pool:
+            at_once = len(self.processors) // max((worker.threads for worker in crew.values()), default=1)
+            with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
                 found = pool.map(lambda worker: self.is_right(worker, step, want), crew.values())
             right = {name: crew[name] for name, is_right in zip(crew, found, strict=True) if is_right}
             for which in passes if right else ():

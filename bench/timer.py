@@ -15,8 +15,8 @@ WARM_UP = 0.2
 """Seconds of untimed runs before each sample on several threads: training is one step after another. OpenBLAS keeps its
 own threads awake for 0.1 s after a product, on a processor that the next contestant wants; and threads that fell asleep
 share one processor at first (2 threads, steps of 1.3 ms: 2.4 ms a step for the first 0.06 s)."""
-LONG = 1.0
-"""Seconds from which on a run is its own warm-up."""
+LONG = 5
+"""Warm-ups that a run takes, from which on it is its own."""
 
 
 class Timing(NamedTuple):
@@ -47,12 +47,13 @@ def measure(
     end = clock() + budget
     once = {}
     for name, contestant in contestants.items():
-        contestant(1)
-        once[name] = max(contestant(1), 1e-7)
+        once[name] = contestant(1)
+        if once[name] < LONG * warm_up:  # it may have been cold
+            once[name] = max(contestant(1), 1e-7)
     samples: dict[str, list[float]] = {name: [] for name in contestants}
     while True:
         for name, contestant in contestants.items():
-            if once[name] < LONG:
+            if once[name] < LONG * warm_up:
                 contestant(max(1, round(warm_up / once[name])))
             runs = max(1, round(SHORTEST_SAMPLE / once[name]))
             samples[name].append(contestant(runs) / runs)
