@@ -59,14 +59,14 @@ def layouts(
     others: bool = True,
 ) -> list[tuple[Layout, hl.Expr]]:
     """The layouts that a schedule chooses among for width x rows units with so many sums each, and the condition under
-    which each is used; exactly one condition holds. `others` False: without those that only pad less. The other
+    which each is used; exactly one condition holds. `others` False: without most of those that only pad less. The other
     arguments as in machine.py."""
     tiles, lanes = schedule.tiles(sums, lean), schedule.lanes
     if isinstance(tiles, Tile):
         return [(Layout("block", lanes, tiles), hl.cast(hl.UInt(1), 1))]
     assert isinstance(tiles, Machine)
     if not others:
-        tiles = tiles._replace(others=(), half=None, product=None)
+        tiles = tiles._replace(others=(), half=None, thin=None)
     rest, found = hl.cast(hl.UInt(1), 1), []
     for name, tile, condition in offers(tiles, width, rows, lanes, weights):
         found.append((Layout(name, tile.lanes(lanes), tile), rest & condition))

@@ -9,22 +9,52 @@ from typing import NamedTuple
 import halide as hl
 from blocks import Layout, blocks, inside, layouts, only_if
 from machine import FAR, Lean, Tile
-from matmul import CHUNK, MANY, Turned
+from matmul import Turned
 from schedules import Schedule
 
-PIECE_ROWS = 2048  # rows of an outer-product sum whose 2048 x 32 panel, 256 KiB, stays in L2
-PIECE_BYTES = 1 << 26  # partial sums of all pieces together
-SHORT = 32, 256  # rows of an outer-product sum up to which it is a short one; the second where both sides are FAR
-NEAR = 1 << 18  # floats in a piece up to which full blocks are read where they are: 1 MiB, as much as L2 holds
+# Sums of outer products go through ROWS rows of a piece at a time, of which a tile's operands, 128 x 64 numbers, stay
+# in L1: with 2048 at a time (Sapphire Rapids, GFLOP/s), 2048 rows, 128 across and 128 down, 104 became 150, 256 and 64
+# 106 and 140; 2400 rows, 2048 and 512, with more rows in a register tile too, 143 and 165. 64 and 256 rows are as good.
+ROWS = 128
+
+# Rows of a piece, which is one thread's, and whose sums lie in memory of their own; bytes of those of all pieces. There
+# are at least PIECES, or a piece for each ROWS, if that memory is small.
+PIECE_ROWS = 512
+PIECE_BYTES = 1 << 24
+PIECES = 4
+
+# Sums from which on that memory is not small; and those from which on there is but one piece, and threads share its
+# blocks, and the packing: of PARTS times ROWS, COPIED rows at a time. What one thread packs and others read comes
+# slowly out of its cache: on two threads, 256 x 256 sums of 2000 rows took 1.4 ms that way, in pieces 0.85; 512 x 512
+# of 2400 5.1 and 4.4, but of 640 1.1 and 1.3.
+LARGE = 1 << 16
+SHARED = 1 << 19
+PARTS = 2
+COPIED = 32
+
+# Rows of an outer-product sum up to which it is a short one; the second where both sides are FAR.
+SHORT = 64, 256
+
+# Numbers in a row up to which full blocks are read where they are. 2000 rows, 256 across and 64 down, 0.50 became 0.45
+# ms, 16 down 0.18 and 0.12; 512 across and 128 down no faster.
+NEAR = 256
 
 Value = Callable[[hl.Expr, hl.Expr], hl.Expr]  # (unit, row)
+
+
+def shares_blocks(rows: hl.Expr, sums: hl.Expr) -> hl.Expr:
+    """Whether all rows are one piece, whose blocks threads share."""
+    return (sums >= SHARED) | (sums >= LARGE) & (rows < 2 * PIECE_ROWS)
 
 
 def cut(rows: hl.Expr, sums: hl.Expr) -> tuple[hl.Expr, hl.Expr]:
     """(rows in a piece, pieces) for sums over rows. From the sizes alone, never from the number of threads: each piece
     is summed in order, then the pieces in order, which gives the same bits for any number."""
-    most = hl.max(PIECE_BYTES // 4 // hl.max(sums, 1), 1)
-    length = blocks(rows, hl.max(hl.min(blocks(rows, PIECE_ROWS), most), 1))
+    # With a condition on the rows Halide's simplifier lost the bounds: each part packed the parts before it once more.
+    many = hl.max(blocks(rows, PIECE_ROWS), hl.min(blocks(rows, ROWS), PIECES))
+    few, most = rows // (2 * PIECE_ROWS) * 2, PIECE_BYTES // 4 // hl.max(sums, 1)
+    wanted = hl.select(sums < SHARED, hl.min(hl.select(sums < LARGE, many, few), most), 1)
+    length = hl.max(blocks(blocks(rows, hl.max(wanted, 1)), ROWS), 1) * ROWS
     return length, blocks(rows, length)
 
 
@@ -102,12 +132,10 @@ class Packing(NamedTuple):
     down: bool  # whether what is broadcast is
 
 
-def packings(schedule: Schedule, o: OuterProducts, length: hl.Expr, short: hl.Expr) -> list[Packing]:
-    """Exactly one condition holds; with nothing to sum up for, or if `short` does, none. `length`: of a piece. Full
-    blocks of rows that stay in L2 need no packing: 1.2 times as fast at 64 to 128 wide (16 wide, 512 rows: 12.9 instead
-    of 16.2 ms)."""
-    # Padding to 8 rows costs a twelfth at the most where it counts; without tiles of 6 and 10, `gradients` compiles in
-    # three quarters of the time.
+def packings(schedule: Schedule, o: OuterProducts, short: hl.Expr) -> list[Packing]:
+    """Exactly one condition holds; with nothing to sum up for, or if `short` does, none."""
+    # Without tiles that only pad less, `gradients` compiles in three quarters of the time; 1 x 10, whose loads are as
+    # many as its multiply-adds, was slower too: 100 x 100 and 2000 rows 114 and 123 GFLOP/s, 400 x 100 125 and 141.
     found = layouts(schedule, o.width, o.height, others=False)
     if len(found) == 1:
         return [Packing(layout, condition & (o.height > 0), True, False) for layout, condition in found]
@@ -115,13 +143,13 @@ def packings(schedule: Schedule, o: OuterProducts, length: hl.Expr, short: hl.Ex
     some, far = (o.height > 0) & ~short, o.far
     for layout, condition in found:
         near = condition & some & ~far
-        if layout.name in ("narrow", "wide"):
-            full = (o.width % layout.units == 0) & (length * o.width <= NEAR)
+        if layout.name in ("narrow", "wide", "product"):
+            full = (o.width % layout.units == 0) & (o.width <= NEAR)
             made.append(Packing(layout, near & full, False, False))
             near = near & ~full
         made.append(Packing(layout, near, True, False))
-        if layout.name == "wide":
-            made.append(Packing(layout, far & some, True, True))
+        if layout.name in ("wide", "product"):
+            made.append(Packing(layout, condition & far & some, True, True))
     return made
 
 
@@ -130,7 +158,7 @@ def short_sum(out: hl.Func, name: str, o: OuterProducts, schedule: Schedule) -> 
     sums and a transposition. Answers under which condition it does all. 1024 x 1024 and 2 rows, 1.4 -> 0.7 ms; 1536 x
     512 and 32 rows, 0.90 -> 0.46; 128 x 128 and 32 rows 1.2 times as fast; from 256 x 256 on, 128 rows 1.15 to 1.35,
     256 rows 1.1 to 1.2, 400 and 512 rows 1.0 to 1.14, 800 rows 0.96 to 1.05; 400 x 100 and 128 rows 0.94. (Sapphire
-    Rapids, with what else is summed up: 128 rows 1.1, 256 rows 0.9 to 1.0, 400 rows 0.8.)"""
+    Rapids: 64 rows, 128 x 128 1.2, 256 x 256 1.3; 128 rows, 64 x 64 1.07, 512 x 512 1.1; 256 rows 1.0.)"""
     tiles = schedule.tiles(1, Lean.ALL)
     if isinstance(tiles, Tile):
         return hl.cast(hl.UInt(1), 0)
@@ -169,17 +197,19 @@ def short_sum(out: hl.Func, name: str, o: OuterProducts, schedule: Schedule) -> 
 
 
 class PiecewiseSum:
-    """A sum of outer products, read in one of the ways: each piece of the sequence by itself, a register tile at a
-    time, then all pieces in order, as `total` [a, d]."""
+    """A sum of outer products, read in one of the ways: each piece of the sequence by itself, ROWS at a time, of those
+    a register tile at a time; then all pieces in order, as `total` [a, d]."""
 
     def __init__(self, label: str, o: OuterProducts, how: Packing, length: hl.Expr, pieces: hl.Expr) -> None:
-        self.label, self.how, self.width, self.pieces = label, how, o.width, pieces
+        self.label, self.how = label, how
+        self.shared, self.large = shares_blocks(o.rows, o.width * o.height), o.width * o.height >= LARGE
+        self.count = blocks(o.width, how.layout.units)
         a, d, piece = self.vars = tuple(hl.Var(v) for v in ("a", "d", "piece"))
-        lane, row, block, batch = self.tile_vars = tuple(hl.Var(v) for v in ("lane", "row", "block", "batch"))
-        n = self.row_var = hl.Var("n")
+        self.tile_vars = tuple(hl.Var(v) for v in ("lane", "row", "block", "batch", "part"))
+        (lane, row, block, batch, part), n = self.tile_vars, hl.Var("n")
         units, size = how.layout.units, how.layout.tile.rows
         self.packed, self.tile, self.partial, self.total = (
-            hl.Func(f"{label}_{part}") for part in ("packed", "tile", "partial", "total")
+            hl.Func(f"{label}_{name}") for name in ("packed", "tile", "partial", "total")
         )
         self.copied: list[hl.RVar] = []
         if how.across:
@@ -187,14 +217,22 @@ class PiecewiseSum:
         else:
             self.panel = hl.Func(f"{label}_panel")
             self.panel[lane, n, block] = o.across(hl.unsafe_promise_clamped(block * units + lane, 0, o.width - 1), n)
-        self.r = hl.RDom([(0, length)], f"{label}_r")
-        self.r.where(piece * length + self.r.x < o.rows)
+        first = piece * length + part * ROWS
+        self.r = hl.RDom([(0, ROWS)], f"{label}_r")
+        self.r.where(first + self.r.x < o.rows)
         # A clamp would be in the innermost loop: 8 of its 38 instructions.
-        summed = hl.unsafe_promise_clamped(piece * length + self.r.x, 0, o.rows - 1)
-        self.tile[lane, row, block, batch, piece] = hl.cast(o.type, 0)
+        summed = hl.unsafe_promise_clamped(first + self.r.x, 0, o.rows - 1)
         self.packed[row, n, batch] = o.down(inside(batch * size + row, o.height), n)
-        self.tile[lane, row, block, batch, piece] += self.panel[lane, summed, block] * self.packed[row, summed, batch]
-        self.partial[lane, d, block, piece] = self.tile[lane, d % size, block, d // size, piece]
+        product = self.panel[lane, summed, block] * self.packed[row, summed, batch]
+        self.tile[lane, row, block, batch, part, piece] = hl.cast(o.type, 0)
+        self.tile[lane, row, block, batch, part, piece] += product
+        # Past the last row too, where the sums are 0: of a domain that stops there Halide made bounds under which each
+        # part packed those before it once more.
+        self.part = hl.RDom([(0, length // ROWS)], f"{label}_parts").x
+        more = self.tile[lane, d % size, block, d // size, self.part, piece]
+        self.partial[lane, d, block, piece] = hl.undef(o.type)
+        so_far = hl.Expr(self.partial[lane, d, block, piece])
+        self.partial[lane, d, block, piece] = hl.select(self.part == 0, more, so_far + more)
         self.rest = hl.RDom([(1, pieces - 1)], f"{label}_p")
         self.total[a, d] = self.partial[a % units, d, a // units, 0]
         self.total[a, d] += self.partial[a % units, d, a // units, self.rest.x]
@@ -202,39 +240,41 @@ class PiecewiseSum:
     def schedule(self, consumer: hl.Func, where: hl.Var, schedule: Schedule) -> None:
         """`total` at loop `where` of the consumer, over a square of vectors; the pieces before it."""
         label, layout, lanes, guard = self.label, self.how.layout, schedule.lanes, hl.TailStrategy.GuardWithIf
-        (a, d, piece), (lane, row, block, batch), n = self.vars, self.tile_vars, self.row_var
+        (a, d, piece), (lane, row, block, batch, part) = self.vars, self.tile_vars
         total, partial, panel, packed, tile = self.total, self.partial, self.panel, self.packed, self.tile
-        do, di = hl.Var(f"do_{label}"), hl.Var(f"di_{label}")
+        do, di, task, no, ni = (hl.Var(f"{name}_{label}") for name in ("do", "di", "task", "no", "ni"))
+        several, one, lo, li = (hl.RVar(f"{name}_{label}") for name in ("several", "one", "lo", "li"))
         # On the stack too: GRU, 512 wide, one step, malloc took a seventh of BPTT.
         total.compute_at(consumer, where).bound_extent(a, lanes).bound_storage(d, lanes).vectorize(a, lanes)
         total.update().reorder(a, d, self.rest.x).vectorize(a, lanes)
         partial.compute_root().bound_extent(lane, layout.units).reorder_storage(lane, d, block, piece)
-        partial.split(d, do, di, layout.tile.rows, hl.TailStrategy.RoundUp).reorder(lane, di, do, block, piece)
-        partial.vectorize(lane).unroll(di).never_partition([do, block, piece])
+        update = partial.update()
+        update.split(d, do, di, layout.tile.rows, hl.TailStrategy.RoundUp)
+        update.split(block, task, block, hl.select(self.shared, 1, hl.max(self.count, 1)), guard)
+        update.split(self.part, several, one, hl.select(self.large, PARTS, 1), guard)
+        update.reorder(lane, di, do, block, one, task, several, piece)
+        update.vectorize(lane).unroll(di).never_partition([do, block, one, task, several, piece])
         if schedule.parallel:
-            # Threads share the blocks of a piece where there are many, so that all read one packed operand.
-            several, many = hl.Var(f"several_{label}"), blocks(self.width, layout.units) >= MANY
-            partial.split(piece, several, piece, hl.select(many, self.pieces, 1), guard)
-            partial.parallel(several).parallel(block)
+            update.parallel(piece).parallel(task)
+        copied = hl.select(self.shared, COPIED, ROWS)
         # All blocks at once, so that rows are read to their end: 320 wide, 6400 rows: 3 ms for 10.
         if self.copied:
-            no, ni = hl.Var(f"no_{label}"), hl.Var(f"ni_{label}")
-            panel.compute_at(partial, piece).bound_extent(lane, layout.units)
-            lo, li, (edge, across) = hl.RVar(f"lo_{label}"), hl.RVar(f"li_{label}"), self.copied
+            edge, across = self.copied
+            panel.compute_at(partial, several).bound_extent(lane, layout.units)
             panel.update(0).vectorize(edge)
-            copying = panel.update(1).allow_race_conditions().split(n, no, ni, CHUNK, guard)  # to each place once
+            copying, n = panel.update(1).allow_race_conditions(), panel.args()[1]  # to each place once
             copying.split(across, lo, li, layout.units, hl.TailStrategy.Predicate).vectorize(li)
-            copying.reorder(li, lo, ni, no)
+            copying.split(n, no, ni, copied, guard).reorder(li, lo, ni, no)
             if schedule.parallel:
                 copying.parallel(no)
         if self.how.down:
-            no, ni = hl.Var(f"down_no_{label}"), hl.Var(f"down_ni_{label}")
-            packed.compute_at(partial, piece).bound_extent(row, layout.tile.rows).split(n, no, ni, CHUNK, guard)
-            packed.reorder(row, batch, ni, no).vectorize(row).parallel(no)
+            n = packed.args()[1]
+            packed.compute_at(partial, several).bound_extent(row, layout.tile.rows)
+            packed.split(n, no, ni, copied, guard).reorder(row, batch, ni, no).vectorize(row).parallel(no)
         tile.compute_at(partial, do).bound_extent(lane, layout.units).bound_extent(row, layout.tile.rows)
         for stage in (tile, tile.update()):
             stage.vectorize(lane, lanes).unroll(lane).unroll(row)
-        tile.update().reorder(lane, row, self.r.x, block, batch, piece)
+        tile.update().reorder(lane, row, self.r.x, block, batch, part, piece)
 
 
 def outer_sum(out: hl.Func, name: str, o: OuterProducts, schedule: Schedule, transposed: bool = False) -> None:
@@ -248,7 +288,7 @@ def outer_sum(out: hl.Func, name: str, o: OuterProducts, schedule: Schedule, tra
     made: list[tuple[PiecewiseSum, Turned | None, hl.RVar]] = []
     short = short_sum(out, f"{name}_short", o.transposed() if transposed else o, schedule)
     first = out.num_update_definitions()
-    for how in packings(schedule, o, length, short):
+    for how in packings(schedule, o, short):
         label = f"{name}_{how.layout.name}{'_packed' * how.down}{'_direct' * (not how.across)}"
         summed = PiecewiseSum(label, o, how, length, pieces)
         once = only_if(how.condition, f"{label}_if")
