@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -27,6 +27,16 @@ def kernel(name: str, array: NDArray[np.floating[Any]]) -> Callable[..., None] |
         return None
     found: Callable[..., None] | None = extension.kernels.get(name + _DTYPES.get(array.dtype.char, ""))
     return found
+
+
+def each(name: str, settings: Sequence[float], *given: list[NDArray[Any]]) -> Sequence[list[NDArray[Any]]] | None:
+    """What the kernel `name` makes of each array: a list for each of its outputs, from one for each of its inputs. None
+    where it can't: there is no extension, or the arrays are not all in C order, of one dtype, and not empty."""
+    found: Any = kernel(name, given[0][0]) if given[0] else None
+    made: Sequence[list[NDArray[Any]]] | None = None
+    if found is not None:
+        made = found.each(np.array(settings, given[0][0].dtype), *given)
+    return made
 
 
 def sum_of_squares(array: NDArray[np.floating[Any]]) -> float:

@@ -8,21 +8,16 @@ snapshot.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from . import _check
 from ._backends.base import Array
-from ._extension import kernel, sum_of_squares
-from ._memory import empty
+from ._extension import each, sum_of_squares
 
 __all__ = ["SGD", "Adam", "Optimizer", "clip_norm"]
-
-
-SMALL = 1 << 12
-"""Numbers up to which NumPy's two operations take no longer than a kernel with all that its call needs."""
 
 
 class Optimizer(Protocol):
@@ -61,15 +56,15 @@ class SGD:
 
     def step(self, weights: dict[str, Array], gradients: Mapping[str, Array]) -> None:
         _same(weights, gradients, self)
-        updates = dict(gradients)
+        updates = [gradients[name] for name in weights]
         if self.momentum:
-            state = {}
-            for name, gradient in gradients.items():
-                key = f"momentum.{name}"
-                state[key] = _plus(gradient, self.momentum, self.state[key]) if self.state else gradient.copy()
-                updates[name] = state[key]
-            self.state = state
-        weights.update({name: _plus(weight, -self.lr, updates[name]) for name, weight in weights.items()})
+            keys = [f"momentum.{name}" for name in weights]
+            if self.state:
+                updates = _plus(updates, self.momentum, [self.state[key] for key in keys])
+            else:
+                updates = [update.copy() for update in updates]
+            self.state = dict(zip(keys, updates, strict=True))
+        weights.update(zip(weights, _plus(list(weights.values()), -self.lr, updates), strict=True))
 
     def config(self) -> dict[str, Any]:
         return {"name": "SGD", "lr": self.lr, "momentum": self.momentum}
@@ -100,14 +95,15 @@ class Adam:
         b1, b2 = self.betas
         count = int(self.state["step"][0]) + 1 if self.state else 1
         settings = (b1, 1 - b1, b2, 1 - b2, self.lr / (1 - b1**count), math.sqrt(1 - b2**count), self.eps)
-        state: dict[str, Array] = {"step": np.array([count], np.float64)}
-        updated = {}
-        for name, weight in weights.items():
-            before = [self.state[f"{kind}.{name}"] for kind in "mv"] if self.state else [np.zeros_like(weight)] * 2
-            updated[name], *moments = _adam(settings, weight, gradients[name], *before)
-            state |= {f"{kind}.{name}": moment for kind, moment in zip("mv", moments, strict=True)}
-        self.state = state
-        weights.update(updated)
+        kinds = [f"{kind}." for kind in "mv"]
+        given = [list(weights.values()), [gradients[name] for name in weights]]
+        for kind in kinds:
+            given.append([self.state[kind + name] if self.state else np.zeros_like(weights[name]) for name in weights])
+        updated, *moments = _adam(settings, *given)
+        self.state = {"step": np.array([count], np.float64)}
+        for kind, made in zip(kinds, moments, strict=True):
+            self.state |= {kind + name: moment for name, moment in zip(weights, made, strict=True)}
+        weights.update(zip(weights, updated, strict=True))
 
     def config(self) -> dict[str, Any]:
         return {"name": "Adam", "lr": self.lr, "betas": list(self.betas), "eps": self.eps}
@@ -117,29 +113,26 @@ class Adam:
         return {"step": (1,), **moments}
 
 
-def _adam(settings: tuple[float, ...], *given: Array) -> list[Array]:
-    """(weight, m, v) after a step, from b1, 1 - b1, b2, 1 - b2, rate, root and eps, and (weight, gradient, m, v)."""
-    weight = given[0]
-    compiled = kernel("adam", weight)
-    if compiled is not None:
-        made = [empty(weight.shape, weight.dtype) for _ in range(3)]
-        compiled(np.array(settings, weight.dtype), *map(np.ravel, given), *map(np.ravel, made))
+def _adam(settings: tuple[float, ...], *given: list[Array]) -> Sequence[list[Array]]:
+    """Lists of the weights, m and v after a step, from b1, 1 - b1, b2, 1 - b2, rate, root and eps, and from lists of
+    weights, gradients, m and v."""
+    made = each("adam", settings, *given)
+    if made is not None:
         return made
     b1, rest1, b2, rest2, rate, root, eps = settings
-    weight, gradient, m, v = given
-    m = b1 * m + rest1 * gradient
-    v = b2 * v + rest2 * (gradient * gradient)
-    return [weight - rate * m / (np.sqrt(v) / root + eps), m, v]
+    after: list[list[Array]] = [[], [], []]
+    for weight, gradient, m, v in zip(*given, strict=True):
+        m = b1 * m + rest1 * gradient
+        v = b2 * v + rest2 * (gradient * gradient)
+        for kept, new in zip(after, (weight - rate * m / (np.sqrt(v) / root + eps), m, v), strict=True):
+            kept.append(new)
+    return after
 
 
-def _plus(y: Array, a: float, x: Array) -> Array:
-    """y + a x."""
-    compiled = kernel("axpy", y) if y.size > SMALL else None
-    if compiled is None:
-        return y + a * x
-    made = empty(y.shape, y.dtype)
-    compiled(np.array((a,), y.dtype), x.ravel(), y.ravel(), made.reshape(-1))
-    return made
+def _plus(ys: list[Array], a: float, xs: list[Array]) -> list[Array]:
+    """y + a x for each."""
+    made = each("axpy", (a,), xs, ys)
+    return [y + a * x for y, x in zip(ys, xs, strict=True)] if made is None else made[0]
 
 
 def clip_norm(gradients: dict[str, Array], max_norm: float) -> float:

@@ -14,7 +14,7 @@ from problems import SHAPES, Problem
 
 from rnn._backends.base import Kernel, Walk
 from rnn._backends.halide import Compiled, HalideBackend, Kernels, load
-from rnn._kernels import instruction_set, kernels, usual
+from rnn._kernels import fits, instruction_set, kernels, usual
 from rnn._memory import aligned
 from rnn.cells import BUILT_IN, CellEquations
 
@@ -273,3 +273,53 @@ def test_other_names_want_a_closer_look() -> None:
     for other in ({"weight": ARRAYS["weight"]}, {**ARRAYS, "more": ARRAYS["bias"]}, {**ARRAYS, "more": 1}):
         assert usual(other, WANTED, np.dtype(np.float32)) is None
     assert usual({"weight": ARRAYS["weight"], "bia": ARRAYS["bias"]}, WANTED, np.dtype(np.float32)) is None
+
+
+@pytest.mark.parametrize(("shape", "fitting"), [((2, 3), True), ((None, 3), True), ((2, 4), False), ((2, 3, 1), False)])
+def test_an_array_fits_a_shape(shape: tuple[int | None, ...], fitting: bool) -> None:
+    assert fits(np.zeros((2, 3), np.float32), shape, np.dtype(np.float32)) is fitting
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, [[0.0]], np.zeros((1, 2), np.float64), np.zeros((1, 2), ">f4"), np.zeros((2, 4), np.float32)[:, ::2]],
+)
+def test_what_does_not_fit(value: object) -> None:
+    assert not fits(value, (None, 2), np.dtype(np.float32))
+
+
+AXPY, TWO = kernels["axpy_float32"], np.array([2], np.float32)
+
+
+def test_each_of_several_arrays_of_any_shape() -> None:
+    xs = [np.ones((2, 3), np.float32), np.arange(4, dtype=np.float32)]
+    ys = [np.full(6, 5, np.float32), np.zeros(4, np.float32)]
+    made = AXPY.each(TWO, xs, ys)
+    assert made is not None
+    ((first, second),) = made
+    assert np.array_equal(first, np.full((2, 3), 7))  # in the shape of the first list's
+    assert np.array_equal(second, [0, 2, 4, 6])
+
+
+@pytest.mark.parametrize(
+    "odd", [np.ones(2, np.float64), np.ones(4, np.float32)[::2], np.ones(0, np.float32), 1.0, None], ids=str
+)
+def test_each_is_for_full_arrays_of_the_kernels_type(odd: Any) -> None:
+    whole = np.ones(2, np.float32)
+    assert AXPY.each(TWO, [whole, odd], [whole, whole]) is None
+    assert AXPY.each(TWO, [whole, whole], [whole, odd]) is None
+
+
+@pytest.mark.parametrize(
+    ("kernel", "settings", "lists", "error"),
+    [
+        ("axpy_float32", TWO, [[np.ones(3, np.float32)], [np.ones(2, np.float32)]], "axpy_float32.*access"),
+        ("axpy_float32", TWO, [[np.ones(3, np.float32)], []], "as many arrays for each input"),
+        ("axpy_float32", TWO, [[np.ones(3, np.float32)]], "a list for each input, got 1"),
+        ("axpy_float32", np.ones(1), [[], []], "a: expected float32"),
+        ("linear_tuned_float32", TWO, [[], [], []], "kernel of arrays of one axis"),
+    ],
+)
+def test_each_refuses_by_name(kernel: str, settings: Any, lists: Any, error: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=error):
+        kernels[kernel].each(settings, *lists)
