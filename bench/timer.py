@@ -46,11 +46,12 @@ def measure(
     """
     end = clock() + budget
     once = {}
-    for name, contestant in contestants.items():
-        once[name] = contestant(1)
-        if once[name] < LONG * warm_up:  # it may have been cold
-            once[name] = max(contestant(1), 1e-7)
     samples: dict[str, list[float]] = {name: [] for name in contestants}
+    for name, contestant in contestants.items():
+        contestant(1)  # which may compile first
+        once[name] = max(contestant(1), 1e-7)
+        if once[name] >= LONG * warm_up:
+            samples[name].append(once[name])
     while True:
         for name, contestant in contestants.items():
             if once[name] < LONG * warm_up:
@@ -58,7 +59,8 @@ def measure(
             runs = max(1, round(SHORTEST_SAMPLE / once[name]))
             samples[name].append(contestant(runs) / runs)
         timings = {name: timing(taken) for name, taken in samples.items()}
-        if len(samples[name]) >= FEWEST and (clock() > end or all(one.stable for one in timings.values())):
+        enough = min(map(len, samples.values())) >= FEWEST
+        if enough and (clock() > end or all(one.stable for one in timings.values())):
             return timings
 
 

@@ -162,7 +162,8 @@ def _tile(layer: Layer, direction: str, T: int, N: int, masks: bool, layout: Lay
     )
     size = _bytes(layer, direction, T, N, masks, layout.units)
     if threads == 1:
-        shared = "1 thread"
+        turns = tile.turns or tile.together > 1 or (name != "block" and table.shares_units(count, 1, weights))
+        shared = "1 thread" + ", which begins each step with the weights that it came to last" * turns
     elif size < least:
         shared = (
             f"1 of {threads} threads: {size >> 10} KiB in a call's arrays, and to wake a thread pays from "

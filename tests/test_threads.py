@@ -57,6 +57,12 @@ def test_many_rows_are_worth_sharing_sooner() -> None:
     assert "1 of 2 threads: " not in str(rnn.explain(layer, (120, 16)))
 
 
+@pytest.mark.parametrize(("H", "turns"), [(64, False), (512, True)])
+def test_a_thread_turns_where_its_cache_does_not_hold_the_weights(H: int, turns: bool) -> None:
+    rnn.set_num_threads(1)
+    assert ("came to last" in str(rnn.explain(rnn.GRU(8, H, seed=0), (4, 1)))) is turns
+
+
 def test_calls_with_little_to_do_wake_nobody_up() -> None:
     rnn.set_num_threads(1)
     want = digest(PROBLEM.layer())
