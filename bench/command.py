@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
         return main_compare(arguments[1:])
     parser = argparse.ArgumentParser(
         prog="python3 bench",
-        description="Measure and plot everything (15 minutes, 5 of them Theano's compiler), or what is named: `peers` "
+        description="Measure and plot everything (10 minutes, 3 of them Theano's compiler), or what is named: `peers` "
         "in whole, where everything takes a sample of its problems. compare OLD.csv NEW.csv: what got slower.",
     )
     known = ", ".join(MEASURES)

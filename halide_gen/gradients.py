@@ -25,7 +25,6 @@ class Gradients:
     def configure(self: Any) -> None:
         dtype = {"float32": hl.Float(32), "float64": hl.Float(64)}[self.dtype]
         self.add_input("threads", hl.InputScalar(hl.Int(32)))
-        self.add_input("batch", hl.InputScalar(hl.Int(32)))  # N, from which the caller takes how many threads to use
         self.add_input("x", hl.InputBuffer(dtype, 2))  # (R, I)
         self.add_input("weight_ih", hl.InputBuffer(dtype, 2))  # (A, I)
         self.add_input("d_input", hl.InputBuffer(dtype, 2))  # (R, A), of W_ih x

@@ -20,7 +20,6 @@ class Linear:
     def configure(self: Any) -> None:
         dtype = {"float32": hl.Float(32), "float64": hl.Float(64)}[self.dtype]
         self.add_input("threads", hl.InputScalar(hl.Int(32)))
-        self.add_input("batch", hl.InputScalar(hl.Int(32)))  # N, as in gradients.py
         self.add_input("x", hl.InputBuffer(dtype, 2))  # (R, I)
         self.add_input("weight", hl.InputBuffer(dtype, 2))  # (O, I)
         self.add_input("bias", hl.InputBuffer(dtype, 1))  # (O,)

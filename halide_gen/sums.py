@@ -32,6 +32,10 @@ SHARED = 1 << 19
 PARTS = 2
 COPIED = 32
 
+# Rows that what is packed has room for: one more than there are, or blocks were 64 KiB apart, and lay in the same set of
+# the caches.
+STORED = PARTS * ROWS + 1
+
 # Rows of an outer-product sum up to which it is a short one; the second where both sides are FAR.
 SHORT = 64, 256
 
@@ -263,13 +267,14 @@ class PiecewiseSum:
             panel.compute_at(partial, several).bound_extent(lane, layout.units)
             panel.update(0).vectorize(edge)
             copying, n = panel.update(1).allow_race_conditions(), panel.args()[1]  # to each place once
+            panel.bound_storage(n, STORED)
             copying.split(across, lo, li, layout.units, hl.TailStrategy.Predicate).vectorize(li)
             copying.split(n, no, ni, copied, guard).reorder(li, lo, ni, no)
             if schedule.parallel:
                 copying.parallel(no)
         if self.how.down:
             n = packed.args()[1]
-            packed.compute_at(partial, several).bound_extent(row, layout.tile.rows)
+            packed.compute_at(partial, several).bound_extent(row, layout.tile.rows).bound_storage(n, STORED)
             packed.split(n, no, ni, copied, guard).reorder(row, batch, ni, no).vectorize(row).parallel(no)
         tile.compute_at(partial, do).bound_extent(lane, layout.units).bound_extent(row, layout.tile.rows)
         for stage in (tile, tile.update()):
@@ -310,7 +315,8 @@ def outer_sum(out: hl.Func, name: str, o: OuterProducts, schedule: Schedule, tra
     lanes, guard = schedule.lanes, hl.TailStrategy.GuardWithIf
     for number, (summed, turned, once) in enumerate(made):
         ao, av, ai, do, di = (hl.Var(f"{v}_{summed.label}") for v in ("ao", "av", "ai", "do", "di"))
-        # Squares of lanes x lanes, which stay in L1, and along the rows of `out`.
+        # Squares of lanes x lanes, which stay in L1, and along the rows of `out`, so that few of them are at hand: of 64
+        # rows 4 KiB apart, 4096 x 1024 sums of 800 rows took 49.3 instead of 47.2 ms, 2048 x 2048 of 1600 89 and 81.
         update = out.update(first + number)
         update.split(a, ao, ai, summed.how.layout.units, guard).split(ai, av, ai, lanes, guard)
         update.split(d, do, di, lanes, guard)
@@ -318,9 +324,9 @@ def outer_sum(out: hl.Func, name: str, o: OuterProducts, schedule: Schedule, tra
             update.reorder(ai, di, av, do, ao, once).vectorize(ai, lanes, guard).never_partition([di, av, do, ao])
         else:
             aq = hl.Var(f"aq_{summed.label}")
-            update.split(ai, aq, ai, turned.side, guard).reorder(di, ai, aq, av, do, ao, once)
-            update.vectorize(di, lanes, guard).unroll(ai).never_partition([aq, av, do, ao])
+            update.split(ai, aq, ai, turned.side, guard).reorder(di, ai, aq, do, av, ao, once)
+            update.vectorize(di, lanes, guard).unroll(ai).never_partition([aq, do, av, ao])
             turned.schedule(out, aq)
         if schedule.parallel:
             update.parallel(ao)
-        summed.schedule(out, av, schedule)
+        summed.schedule(out, av if turned is None else do, schedule)

@@ -523,10 +523,10 @@ void report_error(void *context, const char *text) {
 bool checks_itself(const Kernel &kernel) { return kernel.name.rfind("step_", 0) != 0; }
 
 // Bytes in a call's arrays from which on it uses other threads, which may be asleep, or kept from running. Of many rows
-// each thread takes its own, in all calls of a training step: half of that will do. 2 threads against 1:
+// each thread takes its own, forward and back: half of that will do. 2 threads against 1:
 //   Sapphire Rapids, whose other processor gets what this one wrote slowly, a call in us: LSTM, 32 wide, 16 rows, 270 KiB
-//   49 -> 77, RNN, 64 wide, 16 rows, 370 KiB 24 -> 34; GRU, 32 wide, 230 KiB 33 -> 67; RNN, 128 wide, 16 rows, 260 KiB
-//   64 -> 45, 420 KiB 143 -> 86.
+//   49 -> 77; GRU, 32 wide, 230 KiB 33 -> 67; RNN, 128 wide, 16 rows, 260 KiB 64 -> 45, 420 KiB 143 -> 86; gradients, 64
+//   wide, 370 KiB 25 -> 31, 128 wide, 780 KiB 90 -> 80.
 //   Zen 4: training 16 wide, 16 rows, 100 to 370 KiB, 0.191 -> 0.163 ms; LSTM, 32 wide, 70 KiB, forward 76 -> 55 us.
 // A single row, whose steps are one thread's, and which then finds half of what the gradients left in another core's
 // cache: training 64 wide, 200 to 400 KiB, 0.20 -> 0.25 ms (Zen 4); above 512 KiB faster.
@@ -574,9 +574,6 @@ void run(const Kernel &kernel, nb::args given) {
                 fail(PyExc_TypeError, kernel.name + ": " + expected.name + ": expected a 32-bit integer");
             }
             slots[i] = &numbers[i];
-            if (std::strcmp(expected.name, "batch") == 0) {
-                rows = numbers[i];
-            }
             continue;
         }
         Argument &one = arrays[held++];

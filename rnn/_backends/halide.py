@@ -256,12 +256,12 @@ class HalideBackend:
                     previous, d_hidden = previous[rest], d_hidden[rest]
             if number == 0:
                 gradients(
-                    N, _rows(x), weights["weight_ih_l0"], steps[:, :A], previous, d_hidden, states, _rows(d_output),
+                    _rows(x), weights["weight_ih_l0"], steps[:, :A], previous, d_hidden, states, _rows(d_output),
                     steps, _rows(d_x), d_weight_ih, made_hh, d_weight_ho, d_bias_o, sums,
                 )  # fmt: skip
             else:
                 self._gradients(
-                    T * N, dtype, batch=N, previous=previous, states=states, d_hidden=d_hidden, d_weight_hh=made_hh
+                    T * N, dtype, previous=previous, states=states, d_hidden=d_hidden, d_weight_hh=made_hh
                 )  # fmt: skip
         return [d_weight_ih, d_weight_hh, d_weight_ho, d_bias_o, sums]
 
@@ -269,7 +269,7 @@ class HalideBackend:
         output = empty((*x.shape[:2], len(weight)), x.dtype)
         bias = _zeros((len(weight),), x.dtype.char) if bias is None else bias
         if output.size:
-            self._kernels.product("linear", _DTYPES[x.itemsize])(x.shape[1], _rows(x), weight, bias, _rows(output))
+            self._kernels.product("linear", _DTYPES[x.itemsize])(_rows(x), weight, bias, _rows(output))
         return output
 
     def linear_bptt(self, x: Array, weight: Array, d_output: Array) -> tuple[Array, Array, Array]:
@@ -279,7 +279,7 @@ class HalideBackend:
         d_x, d_weight, d_bias = empty((T, N, I), dtype), empty((O, I), dtype), empty((O,), dtype)
         rows = _rows(d_output)
         self._gradients(
-            T * N, dtype, batch=N, x=_rows(x), weight_ih=weight, d_input=rows, deltas=rows, d_x=_rows(d_x),
+            T * N, dtype, x=_rows(x), weight_ih=weight, d_input=rows, deltas=rows, d_x=_rows(d_x),
             d_weight_ih=d_weight, sums=d_bias,
         )  # fmt: skip
         return d_x, d_weight, d_bias
@@ -294,7 +294,7 @@ class HalideBackend:
 
 
 _GRADIENTS = {
-    "batch": "number", "x": "rows", "weight_ih": "weight", "d_input": "rows", "previous": "rows", "d_hidden": "rows",
+    "x": "rows", "weight_ih": "weight", "d_input": "rows", "previous": "rows", "d_hidden": "rows",
     "states": "rows", "d_output": "rows", "deltas": "rows", "d_x": "rows", "d_weight_ih": "weight",
     "d_weight_hh": "weight", "d_weight_ho": "weight", "d_bias_o": "vector", "sums": "vector",
 }  # fmt: skip
