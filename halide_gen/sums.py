@@ -32,8 +32,8 @@ SHARED = 1 << 19
 PARTS = 2
 COPIED = 32
 
-# Rows that what is packed has room for: one more than there are, or blocks were 64 KiB apart, and lay in the same set of
-# the caches.
+# Rows that what is packed has room for: one more than there are, or blocks were 64 KiB apart, and lay in the same set
+# of the caches.
 STORED = PARTS * ROWS + 1
 
 # Rows of an outer-product sum up to which it is a short one; the second where both sides are FAR.
@@ -315,8 +315,8 @@ def outer_sum(out: hl.Func, name: str, o: OuterProducts, schedule: Schedule, tra
     lanes, guard = schedule.lanes, hl.TailStrategy.GuardWithIf
     for number, (summed, turned, once) in enumerate(made):
         ao, av, ai, do, di = (hl.Var(f"{v}_{summed.label}") for v in ("ao", "av", "ai", "do", "di"))
-        # Squares of lanes x lanes, which stay in L1, and along the rows of `out`, so that few of them are at hand: of 64
-        # rows 4 KiB apart, 4096 x 1024 sums of 800 rows took 49.3 instead of 47.2 ms, 2048 x 2048 of 1600 89 and 81.
+        # Squares of lanes x lanes, which stay in L1, and along the rows of `out`, so that few of them are at hand: of
+        # 64 rows 4 KiB apart, 4096 x 1024 sums of 800 rows took 49.3 instead of 47.2 ms, 2048 x 2048 of 1600 89 and 81.
         update = out.update(first + number)
         update.split(a, ao, ai, summed.how.layout.units, guard).split(ai, av, ai, lanes, guard)
         update.split(d, do, di, lanes, guard)
