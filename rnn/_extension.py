@@ -31,11 +31,14 @@ def kernel(name: str, array: NDArray[np.floating[Any]]) -> Callable[..., None] |
 
 def each(name: str, settings: Sequence[float], *given: list[NDArray[Any]]) -> Sequence[list[NDArray[Any]]] | None:
     """What the kernel `name` makes of each array: a list for each of its outputs, from one for each of its inputs. None
-    where it can't: there is no extension, or the arrays are not all in C order, of one dtype, and not empty."""
+    where it can't: there is no extension, or the arrays are not all of one dtype, and not empty."""
     found: Any = kernel(name, given[0][0]) if given[0] else None
-    made: Sequence[list[NDArray[Any]]] | None = None
-    if found is not None:
-        made = found.each(np.array(settings, given[0][0].dtype), *given)
+    if found is None:
+        return None
+    numbers = np.array(settings, given[0][0].dtype)
+    made: Sequence[list[NDArray[Any]]] | None = found.each(numbers, *given)
+    if made is None:  # some may not be in C order
+        made = found.each(numbers, *([np.ascontiguousarray(array) for array in arrays] for arrays in given))
     return made
 
 
