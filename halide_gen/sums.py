@@ -32,8 +32,8 @@ SHARED = 1 << 19
 PARTS = 2
 COPIED = 32
 
-# Rows that what is packed has room for: one more than there are, or blocks were 64 KiB apart, and lay in the same set
-# of the caches.
+# Rows that what is packed has room for, which each call checks: one more than there are, or blocks were 64 KiB apart,
+# and lay in the same set of the caches.
 STORED = PARTS * ROWS + 1
 
 # Rows of an outer-product sum up to which it is a short one; the second where both sides are FAR.
