@@ -230,8 +230,7 @@ class PiecewiseSum:
         product = self.panel[lane, summed, block] * self.packed[row, summed, batch]
         self.tile[lane, row, block, batch, part, piece] = hl.cast(o.type, 0)
         self.tile[lane, row, block, batch, part, piece] += product
-        # Past the last row too, where the sums are 0: of a domain that stops there Halide made bounds under which each
-        # part packed those before it once more.
+        # Past the last row too, where the sums are 0.
         self.part = hl.RDom([(0, length // ROWS)], f"{label}_parts").x
         more = self.tile[lane, d % size, block, d // size, self.part, piece]
         self.partial[lane, d, block, piece] = hl.undef(o.type)

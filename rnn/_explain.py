@@ -161,8 +161,10 @@ def _tile(layer: Layer, direction: str, T: int, N: int, masks: bool, layout: Lay
         f"row{'s' * (group > 1)} for N={N})"
     )
     size = _bytes(layer, direction, T, N, masks, layout.units)
+    # the one tile of float64 has no code for it
+    shares_units = name != "block" and table.shares_units(count, threads, weights)
     if threads == 1:
-        turns = tile.turns or tile.together > 1 or (name != "block" and table.shares_units(count, 1, weights))
+        turns = tile.turns or tile.together > 1 or shares_units
         shared = "1 thread" + ", which begins each step with the weights that it came to last" * turns
     elif size < least:
         shared = (
@@ -173,7 +175,7 @@ def _tile(layer: Layer, direction: str, T: int, N: int, masks: bool, layout: Lay
         shared = f"{threads} threads share the blocks of rows, and the units of each step"
     elif count >= threads:
         shared = f"{min(threads, count)} threads, each with blocks of rows of its own"
-    elif name != "block" and table.shares_units(count, threads, weights):  # the one tile of float64 has no code for it
+    elif shares_units:
         shared = f"{threads} threads share the units of each step: too few rows, and weights that are worth it"
     else:
         shared = f"{count} of {threads} threads: too few rows, and a step too short to share"

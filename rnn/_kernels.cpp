@@ -335,9 +335,12 @@ int type_number(halide_type_t type) {
 PyArrayObject *array(nb::handle value) { return reinterpret_cast<PyArrayObject *>(value.ptr()); }
 
 // Whether it is an array of this type of numbers, in native byte order, and in C order.
+bool is_array(nb::handle value, int type) {
+    return PyArray_CheckExact(value.ptr()) && PyArray_TYPE(array(value)) == type && PyArray_ISCARRAY_RO(array(value));
+}
+
 bool is_array(nb::handle value, Py_ssize_t axes, int type) {
-    return PyArray_CheckExact(value.ptr()) && PyArray_NDIM(array(value)) == axes && PyArray_TYPE(array(value)) == type &&
-           PyArray_ISCARRAY_RO(array(value));
+    return is_array(value, type) && PyArray_NDIM(array(value)) == axes;
 }
 
 // Whether it is an array of this dtype and shape, where None is any extent, in C order and small enough for kernels. In
@@ -406,8 +409,8 @@ public:
 
     // An array in C order that isn't empty, whatever its axes, as one of one axis; false for any other, or another type.
     bool set_flat(nb::handle given, const halide_filter_argument_t &expected) {
-        if (!is_array(given, PyArray_Check(given.ptr()) ? PyArray_NDIM(array(given)) : 0, type_number(expected.type)) ||
-            PyArray_SIZE(array(given)) > INT_MAX || PyArray_SIZE(array(given)) == 0) {
+        if (!is_array(given, type_number(expected.type)) || PyArray_SIZE(array(given)) > INT_MAX ||
+            PyArray_SIZE(array(given)) == 0) {
             return false;
         }
         const int extent = static_cast<int>(PyArray_SIZE(array(given)));
@@ -608,8 +611,8 @@ void run(const Kernel &kernel, nb::args given) {
 
 // What a kernel of elements (first its settings, then inputs, then outputs, one axis each) makes of each array of `given`,
 // a list for each input, whose arrays need but be of one size: a list for each output, of arrays like those in the first
-// list. None where they are not all in C order, of the kernel's type, and not empty. In Python, with a call for each, twelve arrays
-// took four times as long (SGD, 16 inputs, 64 units, 16 outputs).
+// list. None where they are not all in C order, of the kernel's type, and not empty. (A step of SGD over the six weights of
+// an RNN with 16 inputs, 64 units and 16 outputs: 11.5 -> 9.4 us, where NumPy or a call of a kernel took one at a time.)
 nb::object each(const Kernel &kernel, nb::handle settings, nb::args given) {
     const halide_filter_metadata_t &metadata = *kernel.metadata;
     constexpr size_t skipped = 2;  // the context and the number of threads
@@ -617,7 +620,7 @@ nb::object each(const Kernel &kernel, nb::handle settings, nb::args given) {
     size_t wanted = 0, outputs = 0;
     for (size_t i = skipped; i < size_t(metadata.num_arguments); i++) {
         const halide_filter_argument_t &argument = metadata.arguments[i];
-        if (argument.kind == halide_argument_kind_input_scalar || argument.dimensions != 1 || !checks_itself(kernel)) {
+        if (!checks_itself(kernel) || argument.kind == halide_argument_kind_input_scalar || argument.dimensions != 1) {
             fail(PyExc_TypeError, kernel.name + ": expected a kernel of arrays of one axis");
         }
         (argument.kind == halide_argument_kind_output_buffer ? outputs : wanted)++;
@@ -630,10 +633,7 @@ nb::object each(const Kernel &kernel, nb::handle settings, nb::args given) {
         columns.push_back(nb::list(column));
     }
     const size_t count = columns[0].size();
-    std::vector<nb::list> made(outputs);
-    for (size_t k = 0; k < outputs; k++) {
-        columns.push_back(made[k]);
-    }
+    columns.resize(inputs + outputs);
     std::vector<Argument> arrays(1 + count * columns.size());
     arrays[0].set(settings, metadata.arguments[skipped]);
     for (size_t i = 0; i < count; i++) {
@@ -672,11 +672,11 @@ nb::object each(const Kernel &kernel, nb::handle settings, nb::args given) {
         }
     }
     check(kernel, code, report);
-    nb::list result;
-    for (const nb::list &one : made) {
-        result.append(one);
+    nb::list made;
+    for (size_t k = inputs; k < columns.size(); k++) {
+        made.append(columns[k]);
     }
-    return result;
+    return made;
 }
 
 // A kernel from a shared library that _compiler.py linked. The library has a Halide runtime of its own, which is told to

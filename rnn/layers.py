@@ -313,11 +313,12 @@ class Layer:
         self, x: Array, state: State | None, lengths: Any, reset: Any
     ) -> tuple[Array, list[list[Array]], dict[str, Array], Walk]:
         """(x, initial states of each part, weights, walk), as a backend wants them."""
-        x = _check.array("x", x, self.dtype, (None, None, self.input_size), "TNI")
+        _check.expect("x", x, self.dtype, (None, None, self.input_size), "TNI")
         T, N, _ = x.shape
         widest = max(self.hidden_size * max(self.cell.inputs, 2), self.output_size or 0)
         if (T + 1) * N * widest >= _check.LIMIT or T + 1 >= _check.LIMIT:
             _check.limit("x: the states or the output", (T + 1, N, widest))
+        x = _check.walkable(x)
         initial = self._initial(state, N)
         weights = _check.named("weights", self.weights, self._shapes, self.dtype)
         walk = Walk(self._directions[0], state is None, _check.lengths(lengths, T, N), _check.reset(reset, T, N))
