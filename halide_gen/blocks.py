@@ -42,11 +42,10 @@ class Layout:
         """Units in a block."""
         return self.lanes * self.tile.vectors
 
-    def place(self, block: hl.Expr, group: hl.Expr) -> tuple[hl.Expr, hl.Expr]:
-        """(the block of units, the first row) of a tile: within a group of blocks of rows, each block of units is there
-        once for each of them."""
-        together = self.tile.together
-        return block // together, (group * together + block % together) * self.tile.rows
+    def place(self, block: hl.Expr, group: hl.Expr, across: hl.Expr) -> tuple[hl.Expr, hl.Expr]:
+        """(the block of units, the first row) of a tile, where there are `across` blocks of units: within a group of
+        blocks of rows, each of these has its blocks of units side by side."""
+        return block % across, (group * self.tile.together + block // across) * self.tile.rows
 
 
 def layouts(

@@ -118,7 +118,7 @@ class Tile(NamedTuple):
     rows: int
     steps: int = 1
     sums: int | None = None  # of a unit that are summed up at a time, None: all
-    together: Any = 1  # blocks of rows that go through a block of weights before the next one is read
+    together: Any = 1  # blocks of rows (in the table: at most) that go through a block of weights before the next
     turns: bool = False  # every other step goes through the weights from their end; its units are never shared
     half: bool = False  # in vectors of half as many lanes
 
@@ -160,8 +160,8 @@ MACHINES = {
             Tile(2, 1, 8),
             few=Tile(2, 4),
             pair=Tile(2, 2),
-            shared_short=Tile(2, 8),
-            shared=Tile(1, 8),
+            shared_short=Tile(2, 8, together=8),
+            shared=Tile(1, 8, together=4),
             half=Tile(1, 8, half=True),
             thin=Tile(1, 8),
             broad=Tile(4, 6),
@@ -174,7 +174,7 @@ MACHINES = {
             narrow=Tile(1, 8),
             few=Tile(2, 4),
             pair=Tile(2, 2),
-            shared=Tile(2, 8),
+            shared=Tile(2, 8, together=8),
             thin=Tile(1, 10),
             turning=Tile(4, 1, 6, turns=True),
             product=Tile(4, 6),
@@ -187,7 +187,7 @@ MACHINES = {
             others=(Tile(1, 6), Tile(1, 5)),
             few=Tile(1, 4),
             pair=Tile(1, 2),
-            shared=Tile(1, 8),
+            shared=Tile(1, 8, together=8),
             half=Tile(1, 8, half=True),
         ),
         4: Machine(
@@ -197,7 +197,7 @@ MACHINES = {
             others=(Tile(1, 8, sums=2), Tile(1, 10, sums=2)),
             few=Tile(1, 4),
             pair=Tile(1, 2),
-            shared=Tile(1, 8, sums=2),
+            shared=Tile(1, 8, sums=2, together=8),
             half=Tile(1, 8, sums=2, half=True),
         ),
         6: Machine(Tile(1, 4), Tile(1, 1, 4)),
@@ -205,7 +205,7 @@ MACHINES = {
     },
     # 16 registers: 12 sums, 2 of the weights and a broadcast; a fourth of the weights, and LLVM spills sums
     "avx2": {
-        0: Machine(Tile(2, 6), Tile(4, 1, 2), others=(Tile(2, 4),), pair=Tile(4, 2), shared=Tile(2, 6)),
+        0: Machine(Tile(2, 6), Tile(4, 1, 2), others=(Tile(2, 4),), pair=Tile(4, 2), shared=Tile(2, 6, together=4)),
         1: Machine(Tile(2, 6), Tile(4, 1, 2), others=(Tile(2, 4),), pair=Tile(4, 2)),
         2: Machine(Tile(1, 4), Tile(2, 1, 3)),
         3: Machine(Tile(1, 4), Tile(1, 1, 4), pair=Tile(1, 2)),
@@ -293,18 +293,19 @@ def blocks(extent: Any, size: Any) -> Any:
     return (extent + (size - 1)) // size
 
 
-# Recurrent weights from which on two to TOGETHER blocks of rows go through each block of weights before the next one is
-# read. One thread, training: LSTM H=1024 N=32 (16 MiB) 1.2 to 1.4 times as fast, GRU H=1024 N=32 (12 MiB) 1.16, RNN
-# H=2048 N=32 (16 MiB) 1.08; RNN H=1024 N=64 (4 MiB, which L3 holds) 0.98. Zen 5: LSTM H=1536 N=16 (two blocks) 1.27.
-# Sapphire Rapids (L2 of 2 MiB, which a core reads at 190 GB/s; L3 at 30): 4 MiB, RNN H=1024 N=64 1.16, LSTM H=512 N=48
-# 1.18, forward 1.26 and 1.49; 3 MiB, GRU H=512 N=48 1.12, forward 1.25; 2.5 MiB, RNN H=800 N=32 1.15, LSTM H=400 N=32
-# 1.06, forward 1.25 and 1.18.
+# Recurrent weights from which on several blocks of rows, as many as the tile has `together`, go through each block of
+# weights before the next one is read. One thread, training: LSTM H=1024 N=32 (16 MiB) 1.2 to 1.4 times as fast, GRU
+# H=1024 N=32 (12 MiB) 1.16, RNN H=2048 N=32 (16 MiB) 1.08; RNN H=1024 N=64 (4 MiB, which L3 holds) 0.98. Zen 5: LSTM
+# H=1536 N=16 (two blocks) 1.27. Sapphire Rapids (L2 of 2 MiB, which a core reads at 190 GB/s; L3 at 30): 4 MiB, RNN
+# H=1024 N=64 1.16, LSTM H=512 N=48 1.18, forward 1.26 and 1.49; 3 MiB, GRU H=512 N=48 1.12, forward 1.25; 2.5 MiB, RNN
+# H=800 N=32 1.15, LSTM H=400 N=32 1.06, forward 1.25 and 1.18.
+# Eight against four blocks there, forward and training: RNN H=1760 N=64 1.05 and 1.03 (two threads 1.04 and 1.04), LSTM
+# H=512 N=48 1.06 and 1.05 (0.97), RNN H=1024 N=64 0.98 and 1.0, GRU H=512 N=48 0.96 and 1.0. With BPTT's long sums
+# eight blocks' rows would not be in an L2 cache of 1 MiB.
 # What is left there is the latency of L3: that loop in C, 2 x 8, reaches 165 GFLOP/s with four blocks of rows and 143
 # with two, and 189 and 184, as from L2, if each block of rows prefetches its share of the next block of weights. But
-# Halide's prefetch is PREFETCHNTA, which goes past the L2 cache there: 78 and 45. (Eight blocks of rows together, 183
-# in C, left a training step as it was.)
+# Halide's prefetch is PREFETCHNTA, which goes past the L2 cache there: 78 and 45.
 SHARED_WEIGHTS = 1 << 19
-TOGETHER = 4
 
 # Products in a sum of a recurrence up to which it is a short one: a block of their weights, two vectors wide, takes
 # 256 KiB of the L2 cache then. See the measurements of BPTT above.
@@ -349,7 +350,7 @@ def offers(
         tile = getattr(tiles, name)
         if tile is not None and weights is not None:
             count = blocks(rows, tile.rows)
-            groups = blocks(count, TOGETHER)
+            groups = blocks(count, tile.together)
             together = blocks(count, groups)
             in_groups = together * groups * tile.rows
             condition = (weights >= SHARED_WEIGHTS) & (together > 1) & (8 * in_groups <= 9 * padded(tiles.wide))

@@ -193,7 +193,7 @@ class BlockedProjection:
         self.layout, self.gates = layout, p.weight.gates
         self.vars = tuple(hl.Var(v) for v in ("lane", "gate", "row", "block", "group", "step"))
         lane, gate, row, block, group, step = self.vars
-        units, first = layout.place(block, group)
+        units, first = layout.place(block, group, blocks(width, layout.units))
         n = inside(first + row, rows)
         t = inside(step, steps)
         self.panel = p.weight.panel(f"{name}_panel", width, p.extent, layout)

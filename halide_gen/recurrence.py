@@ -97,8 +97,11 @@ class Recurrence:
         self.vars = tuple(hl.Var(v) for v in ("lane", "row", "block", "group", "slot"))
         lane, row, block, group, slot = self.vars
         units, rows = layout.units, layout.tile.rows
-        self.blocks = blocks(e.width, units) * together
-        unit_block, first_row = layout.place(block, group)
+        # Of each block of rows, the blocks of units lie side by side: it reads them all in each of its steps (RNN, 1760
+        # wide, 64 rows, forward 1.07 times as fast as block of rows beside block of rows).
+        self.across = blocks(e.width, units)
+        self.blocks = self.across * together
+        unit_block, first_row = layout.place(block, group, self.across)
         unit, n = mostly_inside(unit_block * units + lane, e.width), inside(first_row + row, e.rows)
         self.last = e.steps + e.ahead
 
@@ -171,17 +174,28 @@ class Recurrence:
         for number in self.late:
             r.where((loops[0] != number) | (rk >= K))
         at = rvector * layout.lanes + rlane
+        # The tile of each task: a block of units, which a group's blocks of rows go through one after another. From
+        # an array of its own, since LLVM took sums' indices of three terms for two places, and stored each sum in each
+        # iteration of k.
+        self.tile_of: hl.Func | None = None
+        tile, of_units, of_rows = rblock, rblock, hl.Expr(0)
+        if layout.name in GROUPED:
+            task = hl.Var("task")
+            of_units, of_rows = rblock // together, rblock % together
+            self.tile_of = hl.Func(f"{name}_tile")
+            self.tile_of[task] = task % together * self.across + task // together
+            tile = hl.clamp(self.tile_of[rblock], 0, self.blocks - 1)
 
         def frame(slot: hl.Expr) -> list[hl.Expr]:
-            return [self._part(S[at, rrow, rblock, group, slot], i) for i in range(len(e.places))]
+            return [self._part(S[at, rrow, tile, group, slot], i) for i in range(len(e.places))]
 
         now, before = frame(rslot), frame(rslot - 1)
         seen = Frame(
             now,
             before,
             frame(rslot + 1) if e.ahead else [],
-            [hl.Expr(constant[at, rrow, rblock, group]) for constant in self.constants],
-            [hl.Expr(flag[rrow, rblock % together, group, rslot]) != 0 for flag in self.flags],
+            [hl.Expr(constant[at, rrow, tile, group]) for constant in self.constants],
+            [hl.Expr(flag[rrow, of_rows, group, rslot]) != 0 for flag in self.flags],
             e.apart,
         )
         summing = hl.likely(rk < K)
@@ -194,9 +208,9 @@ class Recurrence:
                 sums, value = now[i], written.get(i, now[i])
                 for gate, source in place.feeds if i in part else ():
                     assert self.panel is not None
-                    from_block = k // units * together + rblock % together
+                    from_block = of_rows * self.across + k // units
                     fed_back = self._part(S[k % units, rrow, from_block, group, rslot - place.lag], source)
-                    sums = sums + self.panel[at, gate, k, layout.place(rblock, group)[0]] * fed_back
+                    sums = sums + self.panel[at, gate, k, of_units] * fed_back
                     if not fused:  # LLVM would add up several products first, and others in another tile
                         sums = hl.strict_float(sums)
                 if sums is now[i] and value is now[i]:
@@ -209,7 +223,7 @@ class Recurrence:
                     value = hl.select((rblock ^ rblock) != 0, now[i] + now[i - 1], value)
                 new = hl.select(summing, sums, value)
                 result[i] = new if due is None else hl.select(due, new, result[i])
-        S[at, rrow, rblock, group, rslot] = self._frame(result)
+        S[at, rrow, tile, group, rslot] = self._frame(result)
 
     def _given(self) -> hl.RDom | None:
         """The update that fills places from the caller's arrays, and sums that start from nothing; its domain."""
@@ -228,7 +242,7 @@ class Recurrence:
         values = [value(place) for place in e.places]
         if all(one is None for one in values):
             return None
-        here = r.x % units, row, r.x // units * together + r.y, group, r.z
+        here = r.x % units, row, r.y * self.across + r.x // units, group, r.z
         self.func[here] = self._frame([undefined if one is None else one for one in values])
         return r
 
@@ -236,7 +250,7 @@ class Recurrence:
         """The update that fills places from the projection and the offsets; its domain over the slots."""
         e, name = self.e, self.name
         lane, row, block, group, _ = self.vars
-        unit_block, first_row = self.layout.place(block, group)
+        unit_block, first_row = self.layout.place(block, group, self.across)
         n = inside(first_row + row, e.rows)
         r = hl.RDom([(1, self.last)], f"{name}_slots")
         if e.projection is not None and all(p.given is not None for p in e.places if p.projected is not None):
@@ -277,7 +291,7 @@ class Recurrence:
     def value(self, index: int, unit: hl.Expr, row: hl.Expr, slot: hl.Expr) -> hl.Expr:
         """What place `index` of a unit and a row holds in a slot."""
         units, rows, together = self.layout.units, self.layout.tile.rows, self.layout.tile.together
-        block, group = unit // units * together + row // rows % together, row // rows // together
+        block, group = row // rows % together * self.across + unit // units, row // rows // together
         return self._part(self.func[unit % units, row % rows, block, group, slot], index)
 
     def schedule(self, consumer: hl.Func, where: hl.Var, split_units: hl.Expr | None) -> None:
@@ -305,8 +319,8 @@ class Recurrence:
         if self.filled is not None:
             fill, stage = S.update(stage), stage + 1
             fill.split(self.filled, outer, inner, layout.tile.steps, guard)
-            fill.split(block, units, batch, layout.tile.together, hl.TailStrategy.RoundUp)
-            fill.reorder(lane, row, inner, outer, units, batch, group).vectorize(lane, layout.lanes).unroll(row)
+            fill.split(block, batch, units, self.across, hl.TailStrategy.RoundUp)
+            fill.reorder(lane, row, inner, outer, batch, units, group).vectorize(lane, layout.lanes).unroll(row)
             fill.never_partition([inner, outer, batch, group])
         S.update(stage).vectorize(lane, layout.lanes)
         for offset in self.offsets:
@@ -316,6 +330,8 @@ class Recurrence:
         for constant in self.constants:
             constant.compute_at(consumer, where).bound_extent(lane, layout.units).bound_extent(row, layout.tile.rows)
             constant.vectorize(lane, layout.lanes)
+        if self.tile_of is not None:
+            self.tile_of.compute_at(consumer, where)
         self.longest.compute_at(consumer, where).bound_extent(group, 1)
         for flag in self.flags:
             flag.compute_at(consumer, where).bound_extent(row, layout.tile.rows)
