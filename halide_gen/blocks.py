@@ -45,7 +45,10 @@ class Layout:
     def place(self, block: hl.Expr, group: hl.Expr, across: hl.Expr) -> tuple[hl.Expr, hl.Expr]:
         """(the block of units, the first row) of a tile, where there are `across` blocks of units: within a group of
         blocks of rows, each of these has its blocks of units side by side."""
-        return block % across, (group * self.tile.together + block // across) * self.tile.rows
+        together, rows = self.tile.together, self.tile.rows
+        if isinstance(together, int):  # 1: `across` may be 0 there
+            return block, group * rows
+        return block % across, (group * together + block // across) * rows
 
 
 def layouts(
