@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import halide as hl
-from machine import Lean, Machine, Tile, blocks, offers
+from machine import GROUPED, Lean, Machine, Tile, blocks, offers
 from schedules import Schedule
 
 __all__ = ["Layout", "blocks", "inside", "layouts", "mostly_inside", "only_if", "starts_at_zero"]
@@ -42,11 +42,16 @@ class Layout:
         """Units in a block."""
         return self.lanes * self.tile.vectors
 
+    @property
+    def grouped(self) -> bool:
+        """Whether several blocks of rows go through each block of weights together."""
+        return self.name in GROUPED
+
     def place(self, block: hl.Expr, group: hl.Expr, across: hl.Expr) -> tuple[hl.Expr, hl.Expr]:
         """(the block of units, the first row) of a tile, where there are `across` blocks of units: within a group of
         blocks of rows, each of these has its blocks of units side by side."""
         together, rows = self.tile.together, self.tile.rows
-        if isinstance(together, int):  # 1: `across` may be 0 there
+        if not self.grouped:  # `across` may be 0 there
             return block, group * rows
         return block % across, (group * together + block // across) * rows
 

@@ -306,9 +306,10 @@ def blocks(extent: Any, size: Any) -> Any:
 # H=1024 N=64 1.16, LSTM H=512 N=48 1.18, forward 1.26 and 1.49; 3 MiB, GRU H=512 N=48 1.12, forward 1.25; 2.5 MiB, RNN
 # H=800 N=32 1.15, LSTM H=400 N=32 1.06, forward 1.25 and 1.18.
 # Eight against four blocks there, forward and training: RNN H=1760 N=64 1.05 and 1.03 (two threads 1.04 and 1.04), LSTM
-# H=512 N=48 1.06 and 1.05 (0.97), RNN H=1024 N=64 0.98 and 1.0, GRU H=512 N=48 0.96 and 1.0. With BPTT's long sums
-# eight blocks' rows would not be in an L2 cache of 1 MiB. Of 11 or 12 rows instead of 8, which read the weights less
-# often, a forward pass was 1.0 to 1.05 times as fast, and training 0.98 to 1.02.
+# H=512 N=48 1.06 and 1.05 (two threads 1.02 and 1.0, with blocks of units side by side), RNN H=1024 N=64 0.98 and 1.0,
+# GRU H=512 N=48 0.96 and 1.0. With BPTT's long sums eight blocks' rows would not be in an L2 cache of 1 MiB. Of 11 or
+# 12 rows instead of 8, which read the weights less often, a forward pass was 1.0 to 1.05 times as fast, and training
+# 0.98 to 1.02.
 # AVX2 there, against no such tile, forward and training: RNN H=1760 N=64 1.23 and 1.11, H=1024 N=64 1.05 and 1.0, LSTM
 # H=1024 N=32 1.32 and 1.11, H=512 N=48 1.08 and 1.0, N=16 1.22 and 1.07, GRU H=1024 N=32 1.33 and 1.13.
 # What is left there is the latency of L3: that loop in C, 2 x 8, reaches 165 GFLOP/s with four blocks of rows and 143

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import halide as hl
 from blocks import Layout, blocks, inside, layouts, mostly_inside, only_if
-from machine import GROUPED, Lean, shares_units
+from machine import Lean, shares_units
 from matmul import BlockedProjection, Packed, Projection
 from schedules import Schedule
 
@@ -179,11 +179,11 @@ class Recurrence:
         # iteration of k.
         self.tile_of: hl.Func | None = None
         tile, of_units, of_rows = rblock, rblock, hl.Expr(0)
-        if layout.name in GROUPED:
+        if layout.grouped:
             task = hl.Var("task")
             of_units, of_rows = rblock // together, rblock % together
             self.tile_of = hl.Func(f"{name}_tile")
-            self.tile_of[task] = task % together * self.across + task // together
+            self.tile_of[task] = self._block(task // together, task % together)
             tile = hl.clamp(self.tile_of[rblock], 0, self.blocks - 1)
 
         def frame(slot: hl.Expr) -> list[hl.Expr]:
@@ -208,7 +208,7 @@ class Recurrence:
                 sums, value = now[i], written.get(i, now[i])
                 for gate, source in place.feeds if i in part else ():
                     assert self.panel is not None
-                    from_block = of_rows * self.across + k // units
+                    from_block = self._block(k // units, of_rows)
                     fed_back = self._part(S[k % units, rrow, from_block, group, rslot - place.lag], source)
                     sums = sums + self.panel[at, gate, k, of_units] * fed_back
                     if not fused:  # LLVM would add up several products first, and others in another tile
@@ -242,7 +242,7 @@ class Recurrence:
         values = [value(place) for place in e.places]
         if all(one is None for one in values):
             return None
-        here = r.x % units, row, r.y * self.across + r.x // units, group, r.z
+        here = r.x % units, row, self._block(r.x // units, r.y), group, r.z
         self.func[here] = self._frame([undefined if one is None else one for one in values])
         return r
 
@@ -280,6 +280,10 @@ class Recurrence:
         S[lane, row, block, group, slot] = self._frame([hl.undef(e.dtype) if one is None else one for one in values])
         return slot
 
+    def _block(self, of_units: hl.Expr, of_rows: hl.Expr) -> hl.Expr:
+        """Where a group has a block of units of one of its blocks of rows; `Layout.place` goes the other way."""
+        return of_rows * self.across + of_units
+
     def _frame(self, values: Sequence[hl.Expr]) -> tuple[hl.Expr, ...]:
         """The places' values as the Func has them."""
         return tuple(values[i] for i in self.order)
@@ -291,7 +295,7 @@ class Recurrence:
     def value(self, index: int, unit: hl.Expr, row: hl.Expr, slot: hl.Expr) -> hl.Expr:
         """What place `index` of a unit and a row holds in a slot."""
         units, rows, together = self.layout.units, self.layout.tile.rows, self.layout.tile.together
-        block, group = row // rows % together * self.across + unit // units, row // rows // together
+        block, group = self._block(unit // units, row // rows % together), row // rows // together
         return self._part(self.func[unit % units, row % rows, block, group, slot], index)
 
     def schedule(self, consumer: hl.Func, where: hl.Var, split_units: hl.Expr | None) -> None:
@@ -345,7 +349,7 @@ class Recurrence:
         update.reorder(rlane, rvector, rrow, rk, rblock, *loops, group)
         if not self.late:  # where a round has but its last iteration, Halide takes the demand for an error
             update.always_partition([rk])
-        if layout.name in GROUPED:  # a step of a group takes a millisecond
+        if layout.grouped:  # a step of a group takes a millisecond
             if given is not None:
                 given.parallel(chunk)
             if fill is not None:
